@@ -1,0 +1,464 @@
+"""The one attention function, and the plan that tells it what each token may see.
+
+A batch is one *packed row*: many sequences one after the other, without padding. A :class:`Plan` lists its
+:class:`Segment` s: where the queries of a sequence stand, whether they see each other causally or both ways, and which
+keys they see before their own - other ranges of the row (documents that an answer reads) or a slot of a key-value store
+(what was already decoded). Embedding, generating, training and serving are builders of plans; nothing of the model
+changes between calls, so threads may embed and generate on one model at once.
+
+The plan travels as a keyword of the forward call. transformers' own switch (``is_causal=False``) writes to the shared
+config during the call instead, and corrupts whatever runs beside it.
+
+Kernels: varlen flash attention on CUDA (flash-attn when installed, else torch's own), scaled dot-product attention per
+segment elsewhere. :func:`attend_plainly` is their plain twin: one explicit mask over the whole row; tests equate them.
+
+This module knows nothing about tokens, pooling, checkpoints or where key-values are stored.
+
+Shapes: T tokens of the packed row, N tokens of a segment, L keys it sees, H query heads, G key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from gritkit.errors import InputError, UnsupportedModelError
+
+NAME = "gritkit"
+"""The name under which the function is registered; ``attn_implementation="gritkit"``."""
+
+WindowRule = Literal["exclusive", "inclusive", "full"]
+"""How far a bidirectional segment of a sliding-window layer sees: |q-k| < W, |q-k| <= W, or everything."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One sequence of the packed row.
+
+    Its queries are the row's tokens ``start`` to ``end`` (exclusive). Their keys are, in this order: the ranges
+    ``reads`` of the same row, or the first ``past`` tokens of ``slot`` in the plan's store; then the segment itself,
+    ``causal`` or not. Windows count positions in that joined order, as though what is read stood right before.
+    """
+
+    start: int
+    end: int
+    causal: bool
+    reads: tuple[tuple[int, int], ...] = ()
+    slot: int | None = None
+    past: int = 0
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    @property
+    def before(self) -> int:
+        """How many keys stand before the segment's own."""
+        return self.past + sum(end - start for start, end in self.reads)
+
+
+class KeyValueStore(Protocol):
+    """Slots of key-values that outlive a forward call (``gritkit.kv.slots`` has the implementation)."""
+
+    def put(self, layer: int, segments: Sequence[Segment], key_1GTD: Tensor, value_1GTD: Tensor) -> None:
+        """Write each segment's keys and values to its slot, after its ``past`` tokens."""
+
+    def get(self, layer: int, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, G, end-start, D] of one slot."""
+
+    def get_many(self, layer: int, slots: Sequence[int], end: int) -> tuple[Tensor, Tensor]:
+        """The first ``end`` tokens of several slots, [B, G, end, D]; what lies past a slot's own length is undefined."""
+
+
+KeyHook = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(layer, query, key, value) -> (query, key), called before attention: deferred rotation taps un-rotated keys here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What every token of one packed row may see; made for one forward call and not used again.
+
+    Raises:
+        InputError: when the segments do not tile the row, read what is not before them, or name a slot without a store.
+    """
+
+    segments: tuple[Segment, ...]
+    window_rule: WindowRule = "exclusive"
+    store: KeyValueStore | None = None
+    key_hook: KeyHook | None = None
+    window_cap: int | None = None
+    """Narrows every sliding window; the load-time probe looks through small windows at a model whose own is large."""
+    layers_run: set[int] = field(default_factory=set)
+    """Layers that attended by this plan, filled during the call; the caller checks that none is missing."""
+    _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        at = 0
+        for segment in self.segments:
+            if segment.start != at or segment.end <= at:
+                raise InputError(f"segments must tile the row without gaps: {segment} does not start at {at}")
+            if any(not 0 <= start < end <= segment.start for start, end in segment.reads):
+                raise InputError(f"a segment reads only what stands before it in the row: {segment}")
+            if segment.slot is None and segment.past:
+                raise InputError(f"past tokens need a slot: {segment}")
+            if segment.slot is not None and (self.store is None or segment.reads or not segment.causal):
+                raise InputError(f"a slot needs a store, causal attention and no other reads: {segment}")
+            at = segment.end
+        if at == 0:
+            raise InputError("a plan needs at least one token")
+
+    @property
+    def length(self) -> int:
+        return self.segments[-1].end
+
+    @staticmethod
+    def of(lengths: Sequence[int], *, causal: bool, window_rule: WindowRule = "exclusive", **rest: Any) -> Plan:
+        """Sequences of the given lengths one after the other, each alone."""
+        segments, at = [], 0
+        for length in lengths:
+            segments.append(Segment(at, at + length, causal))
+            at += length
+        return Plan(tuple(segments), window_rule, **rest)
+
+    @functools.cached_property
+    def runs(self) -> tuple[tuple[Segment, int], ...]:
+        """(first segment, count) of neighbouring segments that differ only in their place: one kernel call each."""
+        groups = groupby(self.segments, lambda s: (s.length, s.causal, s.start if s.reads else -1))
+        return tuple((next(group), 1 + sum(1 for _ in group)) for _, group in groups)
+
+    def reach(self, segment: Segment, sliding_window: int | None) -> tuple[int | None, int | None]:
+        """How far back and ahead a query of the segment sees, each None where unlimited (ahead is 0 when causal)."""
+        if sliding_window is None:
+            return None, 0 if segment.causal else None
+        window = sliding_window if self.window_cap is None else min(sliding_window, self.window_cap)
+        if segment.causal:
+            return window - 1, 0
+        if self.window_rule == "full":
+            return None, None
+        sees = window - 1 if self.window_rule == "exclusive" else window
+        return sees, sees
+
+    def mask(self, num_queries: int, before: int, back: int | None, ahead: int | None, device: torch.device) -> Tensor:
+        """Boolean [num_queries, before + num_queries], True where the query may see the key; kept for the next layer."""
+        index = -1 if device.index is None else device.index
+        where = (num_queries, before, -1 if back is None else back, -1 if ahead is None else ahead, index)
+        if where not in self._masks:
+            query = torch.arange(before, before + num_queries, device=device)[:, None]
+            distance = query - torch.arange(before + num_queries, device=device)[None]
+            seen = torch.ones_like(distance, dtype=torch.bool)
+            if back is not None:
+                seen &= distance <= back
+            if ahead is not None:
+                seen &= distance >= -ahead
+            self._masks[where] = seen
+        return self._masks[where]
+
+
+# What modeling code passes along that attention has no use for; everything else unknown is refused.
+_HARMLESS = frozenset(
+    {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits"}
+    | {"return_dict", "is_causal", "position_embeddings", "layer_idx", "past_key_values"}
+)
+
+
+def attend(
+    module: torch.nn.Module,
+    query_1HTD: Tensor,
+    key_1GTD: Tensor,
+    value_1GTD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    plan: Plan | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The function registered with transformers; every attention layer calls it. Returns ([1, T, H, D], None).
+
+    Without a plan it is transformers' own scaled dot-product attention, so that ``generate()`` of the wrapped model
+    and any other plain use keep working on the same object.
+
+    Raises:
+        UnsupportedModelError: for an attention option that the plan's kernels do not implement (soft-capping, sinks).
+    """
+    if plan is None:
+        return sdpa_attention_forward(
+            module, query_1HTD, key_1GTD, value_1GTD, attention_mask, dropout, scaling,
+            sliding_window=sliding_window, **options,
+        )  # fmt: skip
+    for name, given in options.items():
+        if given is not None and name not in _HARMLESS:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} asks for the attention option {name!r}, which gritkit does not implement"
+            )
+    if query_1HTD.shape[2] != plan.length:
+        raise InputError(f"the plan covers {plan.length} tokens and the row has {query_1HTD.shape[2]}")
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    plan.layers_run.add(layer)
+    if plan.key_hook is not None:
+        query_1HTD, key_1GTD = plan.key_hook(layer, query_1HTD, key_1GTD, value_1GTD)
+    if plan.store is not None:
+        plan.store.put(layer, plan.segments, key_1GTD, value_1GTD)
+        outputs = _attend_slots(plan, layer, query_1HTD, key_1GTD, value_1GTD, scaling, dropout, sliding_window)
+    elif query_1HTD.is_cuda and (varlen := varlen_kernel(query_1HTD.dtype)) is not None and dropout == 0.0:
+        outputs = _attend_varlen(varlen, plan, query_1HTD, key_1GTD, value_1GTD, scaling, sliding_window)
+    else:
+        outputs = _attend_segments(plan, query_1HTD, key_1GTD, value_1GTD, scaling, dropout, sliding_window)
+    return outputs.transpose(1, 2).contiguous(), None
+
+
+def _attend_segments(
+    plan: Plan,
+    query_1HTD: Tensor,
+    key_1GTD: Tensor,
+    value_1GTD: Tensor,
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+) -> Tensor:
+    """Scaled dot-product attention of one run of equally long segments at a time. Returns [1, H, T, D]."""
+    outputs = []
+    for first, count in plan.runs:
+        if first.reads:
+            ranges = [*first.reads, (first.start, first.end)]
+            key_1GLD, value_1GLD = (
+                torch.cat([x[:, :, start:end] for start, end in ranges], 2) for x in (key_1GTD, value_1GTD)
+            )
+            query_1HND = query_1HTD[:, :, first.start : first.end]
+            outputs.append(_sdpa(plan, first, query_1HND, key_1GLD, value_1GLD, scaling, dropout, sliding_window))
+            continue
+        end = first.start + count * first.length
+        query_BHND, key_BGND, value_BGND = (
+            x[0, :, first.start : end].unflatten(1, (count, first.length)).transpose(0, 1)
+            for x in (query_1HTD, key_1GTD, value_1GTD)
+        )
+        out_BHND = _sdpa(plan, first, query_BHND, key_BGND, value_BGND, scaling, dropout, sliding_window)
+        outputs.append(out_BHND.transpose(0, 1).flatten(1, 2)[None])
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+
+
+def _sdpa(
+    plan: Plan,
+    segment: Segment,
+    query_BHND: Tensor,
+    key_BGLD: Tensor,
+    value_BGLD: Tensor,
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+) -> Tensor:
+    num_queries, num_keys = query_BHND.shape[2], key_BGLD.shape[2]
+    back, ahead = plan.reach(segment, sliding_window)
+    # A limit that no query can feel needs no mask, and the kernels are fastest without one.
+    back = None if back is not None and back >= num_keys - 1 else back
+    ahead = None if ahead is not None and (num_queries == 1 or ahead >= num_queries - 1) else ahead
+    plain_causal = ahead == 0 and back is None and num_keys == num_queries
+    mask = None
+    if not plain_causal and (back is not None or ahead is not None):
+        mask = plan.mask(num_queries, num_keys - num_queries, back, ahead, query_BHND.device)
+    return scaled_dot_product_attention(
+        query_BHND,
+        key_BGLD,
+        value_BGLD,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=plain_causal,
+        scale=scaling,
+        enable_gqa=query_BHND.shape[1] != key_BGLD.shape[1],
+    )
+
+
+def _attend_slots(
+    plan: Plan,
+    layer: int,
+    query_1HTD: Tensor,
+    key_1GTD: Tensor,
+    value_1GTD: Tensor,
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+) -> Tensor:
+    """Attention over the store, segment by segment; a one-token segment folds its query group into the length axis."""
+    assert plan.store is not None
+    if not query_1HTD.device.type == "cpu" and all(s.slot is not None and s.length == 1 for s in plan.segments):
+        return attend_one_token_each(plan, layer, query_1HTD, scaling, sliding_window)
+    outputs = []
+    for segment in plan.segments:
+        query_1HND = query_1HTD[:, :, segment.start : segment.end]
+        if segment.slot is None:
+            key_1GND, value_1GND = (x[:, :, segment.start : segment.end] for x in (key_1GTD, value_1GTD))
+            outputs.append(_sdpa(plan, segment, query_1HND, key_1GND, value_1GND, scaling, dropout, sliding_window))
+            continue
+        back, _ = plan.reach(segment, sliding_window)
+        first_seen = 0 if back is None else max(0, segment.past - back)  # no query of the segment sees anything older
+        key_1GLD, value_1GLD = plan.store.get(layer, segment.slot, first_seen, segment.past + segment.length)
+        if segment.length == 1:
+            grouped = query_1HND.reshape(1, key_1GLD.shape[1], -1, query_1HND.shape[3])
+            out = scaled_dot_product_attention(grouped, key_1GLD, value_1GLD, scale=scaling)
+            outputs.append(out.reshape(1, query_1HND.shape[1], 1, out.shape[3]))
+        else:
+            outputs.append(_sdpa(plan, segment, query_1HND, key_1GLD, value_1GLD, scaling, dropout, sliding_window))
+    return torch.cat(outputs, 2)
+
+
+def attend_one_token_each(
+    plan: Plan, layer: int, query_1HTD: Tensor, scaling: float | None, sliding_window: int | None
+) -> Tensor:
+    """A decode step as one masked call over all slots: on a GPU launches cost more than reading past a row's end.
+
+    A CPU is faster row by row (no gather of unequal lengths); a test equates the two.
+    """
+    assert plan.store is not None
+    slots = [s.slot for s in plan.segments if s.slot is not None]
+    longest = max(s.past for s in plan.segments) + 1
+    key_BGLD, value_BGLD = plan.store.get_many(layer, slots, longest)
+    back, _ = plan.reach(plan.segments[0], sliding_window)
+    last_B1 = torch.tensor([[s.past] for s in plan.segments], device=query_1HTD.device)
+    place_1L = torch.arange(longest, device=query_1HTD.device)[None]
+    seen_BL = place_1L <= last_B1
+    if back is not None:
+        seen_BL &= place_1L >= last_B1 - back
+    query_BHD = query_1HTD[0].transpose(0, 1)
+    grouped_BGND = query_BHD.unflatten(1, (key_BGLD.shape[1], -1))
+    out_BGND = scaled_dot_product_attention(
+        grouped_BGND, key_BGLD, value_BGLD, attn_mask=seen_BL[:, None, None], scale=scaling
+    )
+    return out_BGND.flatten(1, 2).transpose(0, 1)[None]
+
+
+VarlenKernel = Callable[..., Tensor]
+
+
+@functools.cache
+def varlen_kernel(dtype: torch.dtype) -> VarlenKernel | None:
+    """The CUDA kernel for packed rows: flash-attn's where installed, else torch's; None for dtypes they lack (fp32).
+
+    The kernel is called as kernel(q [T,H,D], k [L,G,D], v, cu_q, cu_k, max_q, max_k, scale, window), causal alignment at
+    the bottom right, ``window`` = (back, ahead) with -1 for unlimited.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return None
+    if importlib.util.find_spec("flash_attn") is not None:
+        from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found,unused-ignore]
+
+        def flash(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int,
+                  scale: float | None, window: tuple[int, int]) -> Tensor:  # fmt: skip
+            out: Tensor = flash_attn_varlen_func(
+                q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=window[1] == 0, window_size=window
+            )
+            return out
+
+        return flash
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+
+    def torch_varlen(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int,
+                     scale: float | None, window: tuple[int, int]) -> Tensor:  # fmt: skip
+        out = varlen_attn(
+            q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        assert isinstance(out, Tensor)
+        return out
+
+    return torch_varlen
+
+
+def _attend_varlen(
+    kernel: VarlenKernel,
+    plan: Plan,
+    query_1HTD: Tensor,
+    key_1GTD: Tensor,
+    value_1GTD: Tensor,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """One kernel call per kind of segment (causal, bidirectional). Returns [1, H, T, D]."""
+    query_THD, key_TGD, value_TGD = (x[0].transpose(0, 1) for x in (query_1HTD, key_1GTD, value_1GTD))
+    out_THD = query_THD.new_empty(*query_THD.shape[:2], value_TGD.shape[2])
+    for segments, queries, keys in _by_kind(plan, query_1HTD.device):
+        back, ahead = plan.reach(segments[0], sliding_window)
+        cu_q = _offsets([s.length for s in segments], query_1HTD.device)
+        cu_k = _offsets([s.before + s.length for s in segments], query_1HTD.device)
+        out_THD[queries] = kernel(
+            query_THD[queries], key_TGD[keys], value_TGD[keys], cu_q, cu_k,
+            max(s.length for s in segments), max(s.before + s.length for s in segments),
+            scaling, (-1 if back is None else back, -1 if ahead is None else ahead),
+        )  # fmt: skip
+    return out_THD.transpose(0, 1)[None]
+
+
+def _by_kind(plan: Plan, device: torch.device) -> Iterator[tuple[list[Segment], Tensor | slice, Tensor | slice]]:
+    """(segments, rows of their queries, rows of their keys); plain slices where a whole row is of one kind."""
+    for causal in (False, True):
+        segments = [s for s in plan.segments if s.causal is causal]
+        if not segments:
+            continue
+        if len(segments) == len(plan.segments) and not any(s.reads for s in segments):
+            yield segments, slice(None), slice(None)
+            return
+        own = [range(s.start, s.end) for s in segments]
+        seen = [range(a, b) for s in segments for a, b in (*s.reads, (s.start, s.end))]
+        rows = (torch.tensor([i for r in ranges for i in r], device=device) for ranges in (own, seen))
+        queries, keys = rows
+        yield segments, queries, keys
+
+
+def _offsets(lengths: list[int], device: torch.device) -> Tensor:
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return ends.to(device)
+
+
+def plain_mask(plan: Plan, sliding_window: int | None) -> Tensor:
+    """Boolean [T, T] of a plan without a store: the whole row's rule written out, one pair at a time where it matters.
+
+    A segment's own keys and what it reads are placed in the joined order of :class:`Segment`.
+    """
+    seen_TT = torch.zeros(plan.length, plan.length, dtype=torch.bool)
+    for segment in plan.segments:
+        keys = [i for a, b in (*segment.reads, (segment.start, segment.end)) for i in range(a, b)]
+        back, ahead = plan.reach(segment, sliding_window)
+        for offset, query in enumerate(range(segment.start, segment.end)):
+            at = segment.before + offset
+            for place, key in enumerate(keys):
+                near = (back is None or at - place <= back) and (ahead is None or place - at <= ahead)
+                seen_TT[query, key] = near
+    return seen_TT
+
+
+def attend_plainly(
+    plan: Plan,
+    query_1HTD: Tensor,
+    key_1GTD: Tensor,
+    value_1GTD: Tensor,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+) -> Tensor:
+    """The slow twin of every kernel here: softmax over one explicit mask. Returns [1, H, T, D]."""
+    groups = query_1HTD.shape[1] // key_1GTD.shape[1]
+    key_1HTD, value_1HTD = (x.repeat_interleave(groups, 1) for x in (key_1GTD, value_1GTD))
+    scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
+    scores_1HTT = query_1HTD @ key_1HTD.transpose(2, 3) * scale
+    hidden = ~plain_mask(plan, sliding_window).to(query_1HTD.device)
+    return scores_1HTT.masked_fill(hidden, float("-inf")).softmax(-1) @ value_1HTD
+
+
+def no_mask(num_tokens: int, device: torch.device) -> Tensor:
+    """A 4-D stand-in of no memory that keeps transformers from building a mask of its own; the plan is the mask."""
+    return torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, num_tokens, num_tokens)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,250 @@
+"""Any Hugging Face decoder, run under a plan; and the probes that decide at load whether it obeys one.
+
+Every pass hands transformers a stand-in mask and the plan as a keyword, and checks afterwards that the registered
+attention ran in every layer: an architecture that drops unknown keywords, or a config that another object changed,
+would otherwise attend causally without a word.
+
+This module knows nothing about text, pooling, checkpoints on disk or sampling.
+
+Shapes: T tokens of the row, K positions whose logits are wanted, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gritkit import attention
+from gritkit.attention import Plan, Segment, WindowRule
+from gritkit.errors import UnsupportedModelError
+from gritkit.rope import DeferredRotation, Rope
+
+
+class Backbone:
+    """A causal language model of transformers, or a peft model around one.
+
+    Not a module: ``GritModel`` owns the module, so that training wrappers see one root.
+    """
+
+    def __init__(self, lm: nn.Module) -> None:
+        self.lm = lm
+        self.config: Any = self.base.config.get_text_config()
+        self.num_layers = int(self.config.num_hidden_layers)
+        self.hidden_size = int(self.config.hidden_size)
+        self.layer_types: list[str] | None = getattr(self.config, "layer_types", None)
+
+    @property
+    def base(self) -> Any:
+        """The transformers model, with adapters injected where peft did."""
+        return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm  # type: ignore[operator]
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        device = self.base.get_input_embeddings().weight.device
+        assert isinstance(device, torch.device)
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What hidden states and key-values come in."""
+        dtype = self.base.dtype
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the model was made for."""
+        return int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
+
+    @property
+    def sliding_window(self) -> int | None:
+        """The window of the layers that have one; None where no layer has."""
+        window = getattr(self.config, "sliding_window", None)
+        if not window or getattr(self.config, "use_sliding_window", True) is False:
+            return None
+        if self.layer_types and "sliding_attention" not in self.layer_types:
+            return None
+        return int(window)
+
+    def hidden(self, ids_T: Tensor, positions_T: Tensor, plan: Plan) -> Tensor:
+        """Last hidden states [T, H] of a packed row."""
+        out = self.base.get_decoder()(**self._inputs(ids_T, positions_T, plan))
+        self._check(plan)
+        states: Tensor = out.last_hidden_state[0]
+        return states
+
+    def logits(self, ids_T: Tensor, positions_T: Tensor, plan: Plan, keep_K: Tensor) -> Tensor:
+        """Next-token logits [K, V] at the given places of a packed row, any scaling of the model's own applied."""
+        out = self.base(**self._inputs(ids_T, positions_T, plan), logits_to_keep=keep_K)
+        self._check(plan)
+        logits: Tensor = out.logits[0]
+        return logits
+
+    def read(
+        self, ids_T: Tensor, positions_T: Tensor, plan_of: Any, rope: Rope
+    ) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+        """Hidden states [T, H] and, per layer, un-rotated keys and values [1, G, T, D], in one pass.
+
+        ``plan_of(key_hook)`` builds the plan around the hook that defers the rotation.
+        """
+        deferred = DeferredRotation(rope, positions_T)
+        hidden = self.hidden(ids_T, torch.zeros_like(positions_T), plan_of(deferred))
+        return hidden, deferred.kept
+
+    def rope(self) -> Rope:
+        """The decoder's rotary embedding. Raises UnsupportedModelError where it has none that can be moved."""
+        return Rope(self.base.get_decoder(), self.num_layers, self.layer_types)
+
+    def _inputs(self, ids_T: Tensor, positions_T: Tensor, plan: Plan) -> dict[str, Any]:
+        return {
+            "input_ids": ids_T[None],
+            "position_ids": positions_T[None],
+            "attention_mask": attention.no_mask(len(ids_T), ids_T.device),
+            "plan": plan,
+            "use_cache": False,
+        }
+
+    def _check(self, plan: Plan) -> None:
+        if len(plan.layers_run) != self.num_layers:
+            raise UnsupportedModelError(
+                f"{type(self.base).__name__}: the attention plan reached {len(plan.layers_run)} of {self.num_layers} "
+                "layers, so this architecture (or something that changed its attn_implementation) does not honour it"
+            )
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What the load-time probes measured, as relative differences."""
+
+    causal_error: float
+    """Causal plan against the architecture's own eager forward."""
+    leak: float
+    """Largest change where nothing may change: past by future (causal), other documents, outside the window."""
+    reaction: float
+    """Smallest change where something must change: past by future (bidirectional)."""
+    rope: Rope | None
+    """Present when documents can be moved after they were read."""
+    movable_because: str
+    """Why ``rope`` is absent; empty when it is present."""
+
+
+@torch.no_grad()
+def probe(backbone: Backbone, window_rule: WindowRule) -> ProbeReport:
+    """Measure at load what everything else relies on; a few forwards of a few dozen tokens.
+
+    Raises:
+        UnsupportedModelError: when a causal plan differs from the model's own forward, or bidirectional attention
+            does not reach where it should or reaches where it must not.
+    """
+    name = type(backbone.base).__name__
+    tolerance = 1e-3 if backbone.dtype in (torch.float32, torch.float64) else 5e-2
+    ids = _probe_ids(backbone, 24)
+    causal_error = _causal_error(backbone, ids)
+    if not causal_error < tolerance:
+        raise UnsupportedModelError(
+            f"{name}: a causal plan differs from its own forward by {causal_error:.1e} (relative)"
+        )
+    leak, reaction = _perturb(backbone, ids, window_rule)
+    if not leak < tolerance / 10:
+        raise UnsupportedModelError(f"{name}: tokens see what the plan hides from them (change {leak:.1e}, relative)")
+    if not reaction > 10 * max(leak, 1e-7):
+        raise UnsupportedModelError(
+            f"{name}: tokens do not see what bidirectional attention shows them ({reaction:.1e})"
+        )
+    try:
+        rope = backbone.rope()
+        moved = _move_error(backbone, rope, ids, window_rule)
+        reason = "" if moved < tolerance else f"moving its keys changes them by {moved:.1e} (relative)"
+    except UnsupportedModelError as error:
+        rope, reason = None, str(error)
+    return ProbeReport(causal_error, leak, reaction, rope if not reason else None, reason)
+
+
+def _probe_ids(backbone: Backbone, count: int) -> Tensor:
+    size = int(backbone.config.vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(min(3, size - 1), size, (count,), generator=generator).to(backbone.device)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    return float((a - b).norm() / b.norm().clamp_min(1e-30))
+
+
+def _states(backbone: Backbone, ids: Tensor, plan: Plan, positions: Tensor | None = None) -> Tensor:
+    if positions is None:
+        positions = torch.cat([torch.arange(s.length, device=ids.device) for s in plan.segments])
+    return backbone.hidden(ids, positions, plan)
+
+
+def _causal_error(backbone: Backbone, ids: Tensor) -> float:
+    """Against eager attention, switched to only here, before anybody else holds the model."""
+    ours = _states(backbone, ids, Plan.of([len(ids)], causal=True))
+    backbone.base.set_attn_implementation("eager")
+    try:
+        theirs = backbone.base.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+    finally:
+        backbone.base.set_attn_implementation(attention.NAME)
+    return _relative(ours, theirs)
+
+
+def _perturb(backbone: Backbone, ids: Tensor, rule: WindowRule) -> tuple[float, float]:
+    """(largest change where none may be, smallest change where one must be)."""
+    half = len(ids) // 2
+    changed = ids.clone()
+    last = len(ids) - 1
+    changed[last] = ids[0] if ids[0] != ids[last] else ids[1]
+    leaks = []
+    one = [len(ids)]
+    causal, causal_changed = (_states(backbone, x, Plan.of(one, causal=True)) for x in (ids, changed))
+    leaks.append(_relative(causal_changed[:last], causal[:last]))
+    both, both_changed = (_states(backbone, x, Plan.of(one, causal=False, window_rule=rule)) for x in (ids, changed))
+    reaction = _relative(both_changed[last - 1 : last], both[last - 1 : last])
+    two = [half, len(ids) - half]
+    for is_causal in (True, False):
+        pair, pair_changed = (
+            _states(backbone, x, Plan.of(two, causal=is_causal, window_rule=rule)) for x in (ids, changed)
+        )
+        leaks.append(_relative(pair_changed[:half], pair[:half]))
+    if backbone.sliding_window is not None and set(backbone.layer_types or ()) <= {"sliding_attention"}:
+        # Through a window capped to 2 a token reaches one place further per layer and no more. With "full" the rule
+        # itself lifts the window for texts, so the exclusive rule stands in for it.
+        long_ids = _probe_ids(backbone, backbone.num_layers + 8)
+        long_changed = long_ids.clone()
+        long_changed[-1] = long_ids[0] if long_ids[0] != long_ids[-1] else long_ids[1]
+        near, near_changed = (
+            _states(backbone, x, Plan.of([len(x)], causal=False, window_rule="exclusive", window_cap=2))
+            for x in (long_ids, long_changed)
+        )
+        leaks.append(_relative(near_changed[:6], near[:6]))
+    return max(leaks), reaction
+
+
+def _move_error(backbone: Backbone, rope: Rope, ids: Tensor, rule: WindowRule) -> float:
+    """Keys and values of one text read at two offsets, and by the model's own rotation: all must agree once re-based."""
+    positions = torch.arange(len(ids), device=ids.device)
+    native: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for offset in (0, 100):
+
+        def keep(layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            native.setdefault(layer, []).append((key, value))
+            return query, key
+
+        _states(backbone, ids, Plan((Segment(0, len(ids), False),), rule, key_hook=keep), positions + offset)
+    for layer, ((key_a, _), (key_b, _)) in native.items():
+        rope.rotates[layer] = _relative(key_a, key_b) > 1e-6
+    error = 0.0
+    for offset, place in ((0, 0), (100, 1)):
+        hook = DeferredRotation(rope, positions + offset)
+        plan = Plan((Segment(0, len(ids), False),), rule, key_hook=hook)
+        _states(backbone, ids, plan, torch.zeros_like(positions))
+        tables = rope.tables(positions + offset)
+        for layer, pairs in native.items():
+            key, value = hook.kept[layer]
+            error = max(error, _relative(rope.rotate(key, tables, layer), pairs[place][0]))
+            error = max(error, _relative(value, pairs[place][1]), _relative(value, pairs[1 - place][1]))
+    return error

@@ -1,0 +1,109 @@
+"""Saving one folder that three libraries read alike.
+
+At the root: plain Hugging Face (safetensors, tokenizer with the chat template), from which plain transformers
+generates, and ``gritkit_config.json``. Beside it, for sentence-transformers: ``modules.json`` that points to ``st/``, whose
+own ``config.json`` turns attention bidirectional and whose weight index points back to the root's safetensors. (In the
+root's config that switch would break generation, and as a keyword it is silently ignored.)
+
+The folder is staged and renamed, so it is whole or absent.
+
+This module knows nothing about training or about models in memory beyond ``save_pretrained``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import PreTrainedTokenizerBase
+
+from gritkit.config import FILE_NAME, EmbeddingConfig
+from gritkit.errors import CheckpointError
+from gritkit.files import staged_folder
+from gritkit.prompts import prompt_format
+
+_ST_POOLING = {"mean": "mean", "last": "lasttoken"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def save(folder: Path, lm: Any, tokenizer: PreTrainedTokenizerBase, config: EmbeddingConfig) -> None:
+    """Write the whole folder. Raises CheckpointError where ``folder`` holds something that is not a model."""
+    if folder.exists():
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file, not a folder to save a model in")
+        if any(folder.iterdir()) and not (folder / "config.json").is_file():
+            raise CheckpointError(
+                f"{folder} is not empty and holds no model: choose another folder, it would be replaced"
+            )
+    with staged_folder(folder) as stage:
+        lm.save_pretrained(stage)
+        tokenizer.save_pretrained(stage)
+        (stage / FILE_NAME).write_text(config.to_json(), encoding="utf-8")
+        if config.pooling in _ST_POOLING:
+            _write_sentence_transformers(stage, config)
+
+
+def _write_sentence_transformers(stage: Path, config: EmbeddingConfig) -> None:
+    _write_json(
+        stage / "modules.json",
+        [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for index, (path, kind) in enumerate((("st", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")))
+        ],
+    )  # fmt: skip
+    preset = prompt_format(config.prompt_format)
+    _write_json(
+        stage / "config_sentence_transformers.json",
+        {
+            "prompts": {"query": preset.query, "document": preset.passage},
+            "default_prompt_name": "document" if preset.passage else None,
+            "similarity_fn_name": "cosine",
+            "model_type": "SentenceTransformer",
+        },
+    )
+    root = json.loads((stage / "config.json").read_text(encoding="utf-8"))
+    size = root.get("hidden_size") or root.get("n_embd") or root.get("text_config", {}).get("hidden_size")
+    pooling = {"embedding_dimension": size, "pooling_mode": _ST_POOLING[config.pooling], "include_prompt": False}
+    (stage / "1_Pooling").mkdir()
+    (stage / "2_Normalize").mkdir()
+    _write_json(stage / "1_Pooling" / "config.json", pooling)
+    inner = stage / "st"
+    inner.mkdir()
+    _write_json(inner / "config.json", _st_config(root, config))
+    _write_json(inner / "sentence_bert_config.json", {"max_seq_length": config.max_length, "do_lower_case": False})
+    for name in _TOKENIZER_FILES:
+        if (stage / name).is_file():
+            shutil.copyfile(stage / name, inner / name)
+    weights = sorted(file.name for file in stage.glob("*.safetensors"))
+    index = {key: f"../{name}" for name in weights for key in _keys(stage / name)}
+    _write_json(inner / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+
+
+def _st_config(root: dict[str, Any], config: EmbeddingConfig) -> dict[str, Any]:
+    """The root's config as sentence-transformers needs it to attend as gritkit does.
+
+    transformers' own bidirectional window is inclusive (|q-k| <= W), so the exclusive rule is written as W - 1.
+    """
+    inner = dict(root)
+    if config.embedding_attention == "bidirectional":
+        inner["is_causal"] = False
+        window = inner.get("sliding_window")
+        if window and config.embedding_window == "exclusive":
+            inner["sliding_window"] = window - 1
+        elif window and config.embedding_window == "full":
+            inner["sliding_window"] = None
+            if inner.get("layer_types"):
+                inner["layer_types"] = ["full_attention"] * len(inner["layer_types"])
+    return inner
+
+
+def _keys(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,82 @@
+"""What a checkpoint says about how it embeds: the contents of ``gritkit_config.json``.
+
+This module knows nothing about weights, tokenizers or folders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from gritkit.errors import CheckpointError, InputError
+
+FORMAT_VERSION = 1
+FILE_NAME = "gritkit_config.json"
+
+Pooling = Literal["mean", "weighted_mean", "last", "cls"]
+EmbeddingAttention = Literal["bidirectional", "causal"]
+EmbeddingWindow = Literal["exclusive", "inclusive", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """How texts become vectors. Raises InputError for a value outside its list."""
+
+    embedding_attention: EmbeddingAttention = "bidirectional"
+    """Whether the tokens of a text see each other both ways."""
+    embedding_window: EmbeddingWindow = "exclusive"
+    """What a bidirectional token sees in sliding-window layers: |q-k| < W, |q-k| <= W, or everything."""
+    pooling: Pooling = "mean"
+    """Mean over the text's tokens, position-weighted mean (SGPT), the last token, or the first."""
+    prompt_format: str = "plain"
+    """Name of a preset of ``gritkit.prompts``."""
+    max_length: int = 512
+    """Tokens of one embedded text, format and instruction included."""
+    matryoshka_dims: tuple[int, ...] = ()
+    """Sizes that the model was trained to be cut to; empty when it was not."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("embedding_attention", EmbeddingAttention),
+            ("embedding_window", EmbeddingWindow),
+            ("pooling", Pooling),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
+        if not isinstance(self.max_length, int) or self.max_length < 1:
+            raise InputError(f"max_length={self.max_length!r} must be a positive whole number")
+
+    def override(self, **given: Any) -> EmbeddingConfig:
+        """A copy with the values that are not None replaced."""
+        return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def to_json(self) -> str:
+        return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str, where: str) -> EmbeddingConfig:
+        """Raises CheckpointError for another format version, an unknown field or a wrong type."""
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{where} is not JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise CheckpointError(f"{where} holds {type(fields).__name__} instead of an object")
+        version = fields.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{where} has format version {version!r} and this gritkit reads {FORMAT_VERSION}: "
+                "save the model again with the gritkit that made it, or update gritkit"
+            )
+        known = {field.name for field in dataclasses.fields(EmbeddingConfig)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise CheckpointError(f"{where} has an unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        if "matryoshka_dims" in fields:
+            fields["matryoshka_dims"] = tuple(fields["matryoshka_dims"])
+        try:
+            return EmbeddingConfig(**fields)
+        except InputError as error:
+            raise CheckpointError(f"{where}: {error}") from None

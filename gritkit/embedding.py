@@ -1,0 +1,95 @@
+"""Token sequences -> vectors, and in the same pass the key-values of what was read.
+
+This module knows nothing about text, prompts or files; sequences come in with their masks and leave as vectors in the
+same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gritkit.attention import Plan, WindowRule
+from gritkit.backbone import Backbone
+from gritkit.batch import Batch, pack, rows_of
+from gritkit.config import EmbeddingConfig
+from gritkit.kv.dockv import DocKV
+from gritkit.pooling import pool, unit
+from gritkit.rope import Rope
+from gritkit.tokens import TokenSeq
+
+Progress = Callable[[int], None]
+"""Called with the number of sequences just finished."""
+
+
+def batch_plan(batch: Batch, config: EmbeddingConfig) -> Callable[..., Plan]:
+    """The plan of a row of texts to embed, each alone, by the checkpoint's attention and window rule."""
+    rule: WindowRule = config.embedding_window
+    causal = config.embedding_attention == "causal"
+    return partial(Plan.of, batch.lengths_S.tolist(), causal=causal, window_rule=rule)
+
+
+def embed_row(backbone: Backbone, batch: Batch, config: EmbeddingConfig) -> Tensor:
+    """One packed row -> pooled vectors [S, H], at least fp32, not normalised; gradients flow. ``batch`` is on the device."""
+    hidden_TH = backbone.hidden(batch.ids_T, batch.positions_T, batch_plan(batch, config)())
+    return pool(hidden_TH, batch.lengths_S.to(hidden_TH.device), batch.pool_mask_T, config.pooling)
+
+
+@torch.inference_mode()
+def embed_sequences(
+    backbone: Backbone,
+    sequences: Sequence[TokenSeq],
+    config: EmbeddingConfig,
+    *,
+    budget: int,
+    dim: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Unit vectors [n, dim or H], fp32 on the CPU, in the order of the sequences."""
+    vectors = torch.empty(len(sequences), dim or backbone.hidden_size)
+    for row in rows_of([len(sequence) for sequence in sequences], budget):
+        batch = pack([sequences[i] for i in row]).to(backbone.device)
+        vectors[row] = unit(embed_row(backbone, batch, config)[:, :dim]).float().cpu()
+        if progress is not None:
+            progress(len(row))
+    return vectors
+
+
+@torch.inference_mode()
+def read_sequences(
+    backbone: Backbone,
+    rope: Rope,
+    sequences: Sequence[TokenSeq],
+    config: EmbeddingConfig,
+    *,
+    budget: int,
+    num_bos: int,
+    dim: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Tensor, list[DocKV]]:
+    """Unit vectors as :func:`embed_sequences`, and the DocKV of every sequence on the CPU, from one forward each."""
+    vectors = torch.empty(len(sequences), dim or backbone.hidden_size)
+    documents: list[DocKV | None] = [None] * len(sequences)
+    for row in rows_of([len(sequence) for sequence in sequences], budget):
+        batch = pack([sequences[i] for i in row]).to(backbone.device)
+        plan_of = batch_plan(batch, config)
+        hidden_TH, kept = backbone.read(
+            batch.ids_T, batch.positions_T, lambda hook, plan_of=plan_of: plan_of(key_hook=hook), rope
+        )
+        pooled = pool(hidden_TH, batch.lengths_S.to(hidden_TH.device), batch.pool_mask_T, config.pooling)
+        vectors[row] = unit(pooled[:, :dim]).float().cpu()
+        layers = [tuple(x[0].cpu() for x in kept[layer]) for layer in range(backbone.num_layers)]
+        start = 0
+        for index, length in zip(row, batch.lengths_S.tolist(), strict=True):
+            # clone: a view would keep the whole row's memory alive for one document
+            keys, values = (
+                tuple(layer[side][:, start : start + length].clone() for layer in layers) for side in (0, 1)
+            )
+            documents[index] = DocKV(tuple(sequences[index].ids.tolist()), num_bos, keys, values)
+            start += length
+        if progress is not None:
+            progress(len(row))
+    return vectors, [document for document in documents if document is not None]

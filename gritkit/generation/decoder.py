@@ -1,0 +1,227 @@
+"""Continuous batching: rows join and leave at any step, and each step is one packed forward over all of them.
+
+A row is a request in a slot of the key-value store. A step feeds every decoding row its last token and, within a budget,
+joining rows the next chunk of their prompts; rows whose prompt is through get their next token. A row may start from
+documents that were read before: their keys are rotated to their places in the slot, and only the prompt is computed.
+
+This module knows nothing about chats, retrieval or threads; one caller drives the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from tokenizers import Tokenizer
+
+from gritkit.attention import Plan, Segment
+from gritkit.backbone import Backbone
+from gritkit.errors import InputError, UnsupportedModelError
+from gritkit.generation.params import Completion, Delta, Event, FinishReason, Finished, SamplingParams, Usage
+from gritkit.generation.sampling import Sampler
+from gritkit.generation.text import TextStream
+from gritkit.kv.dockv import DocKV
+from gritkit.kv.slots import SlotStore
+from gritkit.rope import Rope
+
+PREFILL_CHUNK = 512
+"""Prompt tokens of one step; bounds how long decoding rows wait for a joining one."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue, after documents that need not be read again."""
+
+    prompt_ids: Sequence[int]
+    params: SamplingParams = SamplingParams()
+    documents: Sequence[DocKV] = ()
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens that the documents take in the slot; only the first keeps its beginning-of-text."""
+        return sum(len(document) - (document.num_bos if index else 0) for index, document in enumerate(self.documents))
+
+
+@dataclass
+class _Row:
+    slot: int
+    request: Request
+    limit: int
+    sampler: Sampler
+    text: TextStream
+    past: int
+    todo: list[int]
+    shown: list[str] = field(default_factory=list)
+    produced: list[int] = field(default_factory=list)
+
+
+class Decoder:
+    """The rows being generated on one model."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: Tokenizer,
+        eos_ids: frozenset[int],
+        *,
+        num_slots: int,
+        max_length: int,
+        rope: Rope | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        self._backbone = backbone
+        self._tokenizer = tokenizer
+        self._eos_ids = eos_ids
+        self._rope = rope
+        self._prefill_chunk = prefill_chunk
+        self._store = SlotStore(num_slots, min(max_length, backbone.context_length))
+        self._rows: dict[int, _Row] = {}
+        self._next = 0
+
+    @property
+    def num_free(self) -> int:
+        """Slots that a request can join now."""
+        return self._store.num_free
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._rows)
+
+    def join(self, request: Request) -> int:
+        """Take a slot and lay the documents into it; returns the row's number, which its events carry.
+
+        Raises:
+            InputError: for an empty prompt, one that does not fit the context, or when no slot is free.
+            UnsupportedModelError: for documents on a model whose positions cannot be moved.
+        """
+        past = request.num_cached
+        room = self._store.max_length - past - len(request.prompt_ids)
+        if not request.prompt_ids:
+            raise InputError("the prompt is empty: there is nothing to continue")
+        if room < 1:
+            raise InputError(
+                f"the prompt has {past + len(request.prompt_ids)} tokens and the context holds {self._store.max_length} "
+                "with the answer: shorten it or give fewer documents"
+            )
+        slot = self._store.take()
+        try:
+            self._lay(slot, request.documents)
+        except BaseException:
+            self._store.release(slot)
+            raise
+        number, self._next = self._next, self._next + 1
+        seen = [i for document in request.documents for i in document.ids] + list(request.prompt_ids)
+        self._rows[number] = _Row(
+            slot=slot,
+            request=request,
+            limit=min(request.params.max_new_tokens, room),
+            sampler=Sampler(request.params, seen),
+            text=TextStream(self._tokenizer, request.prompt_ids, request.params.stop),
+            past=past,
+            todo=list(request.prompt_ids),
+        )
+        return number
+
+    def leave(self, row: int) -> Completion:
+        """End a row now, whatever it has produced, and free its slot."""
+        return self._finish(row, "cancelled")
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """One forward over all rows. Returns the events of the rows that got a token, in row order."""
+        chosen = self._choose()
+        if not chosen:
+            return []
+        ids: list[int] = []
+        positions: list[int] = []
+        segments, wanted = [], []
+        for number, count in chosen:
+            row = self._rows[number]
+            segments.append(Segment(len(ids), len(ids) + count, True, slot=row.slot, past=row.past))
+            ids += row.todo[:count]
+            positions += range(row.past, row.past + count)
+            row.past += count
+            del row.todo[:count]
+            if not row.todo:
+                wanted.append((number, len(ids) - 1))
+        device = self._backbone.device
+        logits_KV = self._backbone.logits(
+            torch.tensor(ids, device=device),
+            torch.tensor(positions, device=device),
+            Plan(tuple(segments), store=self._store),
+            torch.tensor([place for _, place in wanted] or [len(ids) - 1], device=device),
+        )
+        logits_KV = logits_KV.float().cpu()
+        events: list[Event] = []
+        for (number, _), logits_V in zip(wanted, logits_KV, strict=False):
+            events += self._advance(number, self._rows[number].sampler.pick(logits_V))
+        return events
+
+    def run(self) -> Iterator[Event]:
+        """Steps until every row has finished."""
+        while self.busy:
+            yield from self.step()
+
+    def _choose(self) -> list[tuple[int, int]]:
+        """(row, tokens to feed): one of every decoding row, then prompts within the budget, oldest first."""
+        decoding = [(number, 1) for number, row in self._rows.items() if row.produced]
+        budget = self._prefill_chunk
+        joining = []
+        for number, row in self._rows.items():
+            if not row.produced and budget > 0:
+                count = min(len(row.todo), budget)
+                budget -= count
+                joining.append((number, count))
+        return decoding + joining
+
+    def _advance(self, number: int, token: int) -> list[Event]:
+        row = self._rows[number]
+        row.produced.append(token)
+        row.todo = [token]
+        if token in self._eos_ids:
+            return self._close(number, "stop")
+        new = row.text.push(token)
+        if new:
+            row.shown.append(new)
+        events: list[Event] = [Delta(number, new)] if new else []
+        if row.text.stopped:
+            return [*events, Finished(number, self._finish(number, "stop"))]
+        if len(row.produced) >= row.limit:
+            return events + self._close(number, "length")
+        return events
+
+    def _close(self, number: int, reason: FinishReason) -> list[Event]:
+        """The end of a row, with the text that was held back until now."""
+        row = self._rows[number]
+        rest = row.text.end()
+        if rest:
+            row.shown.append(rest)
+        events: list[Event] = [Delta(number, rest)] if rest else []
+        return [*events, Finished(number, self._finish(number, "stop" if row.text.stopped else reason))]
+
+    def _finish(self, number: int, reason: FinishReason) -> Completion:
+        row = self._rows.pop(number)
+        self._store.release(row.slot)
+        cached = row.request.num_cached
+        usage = Usage(cached + len(row.request.prompt_ids), cached, len(row.produced))
+        return Completion("".join(row.shown), tuple(row.produced), reason, usage)
+
+    def _lay(self, slot: int, documents: Sequence[DocKV]) -> None:
+        """Rotate the documents' keys to their places, one after the other from 0, and write them to the slot."""
+        if not documents:
+            return
+        if self._rope is None:
+            raise UnsupportedModelError(
+                "this model cannot move documents after they were read: answer with reuse='off'"
+            )
+        joined = [document.after_first() if index else document for index, document in enumerate(documents)]
+        at = 0
+        for document in joined:
+            document = document.to(self._backbone.device)
+            tables = self._rope.tables(torch.arange(at, at + len(document), device=self._backbone.device))
+            for layer, (keys, values) in enumerate(zip(document.keys, document.values, strict=True)):
+                rotated = self._rope.rotate(keys[None], tables, layer)[0]
+                self._store.write(layer, slot, at, rotated, values)
+            at += len(document)

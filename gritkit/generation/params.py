@@ -1,0 +1,96 @@
+"""What a caller may ask of a generation, and what comes back.
+
+This module knows nothing about models or tokenizers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gritkit.errors import InputError
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""``stop``: end-of-text token or stop string; ``length``: token limit or context; ``cancelled``: the caller left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when to end. Raises InputError for a value outside its range."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    """0 takes the likeliest token; otherwise logits are divided by it."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens whose probabilities sum to this much (Holtzman et al. 2020, arXiv 1904.09751)."""
+    top_k: int = 0
+    """Keep this many likeliest tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens at least this likely relative to the likeliest (Nguyen et al. 2024, arXiv 2407.01082)."""
+    repetition_penalty: float = 1.0
+    """Divide positive and multiply negative logits of tokens already seen (Keskar et al. 2019, arXiv 1909.05858)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; they are not part of it."""
+    seed: int | None = None
+    """Makes a sampled answer repeatable on one machine, whatever runs beside it."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        rules = {
+            "max_new_tokens": (isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (0.0 <= self.temperature <= 100.0, "between 0 and 100"),
+            "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            "top_k": (isinstance(self.top_k, int) and self.top_k >= 0, "0 (off) or more"),
+            "min_p": (0.0 <= self.min_p <= 1.0, "between 0 and 1"),
+            "repetition_penalty": (0.0 < self.repetition_penalty <= 100.0, "above 0 and at most 100"),
+            "stop": (
+                len(self.stop) <= 16 and all(isinstance(s, str) and s for s in self.stop),
+                "up to 16 non-empty texts",
+            ),
+            "seed": (self.seed is None or -(1 << 63) <= self.seed < 1 << 64, "a 64-bit whole number"),
+        }
+        for name, (holds, what) in rules.items():
+            if not holds:
+                raise InputError(f"{name}={getattr(self, name)!r} must be {what}")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one generation."""
+
+    prompt_tokens: int
+    """All that stands before the answer, cached documents included."""
+    cached_tokens: int
+    """How many of them came from stored key-values and were not computed again."""
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished generation. ``text`` is exactly what streaming would have shown, joined."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Delta:
+    """New text of one row while it streams."""
+
+    row: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of one row."""
+
+    row: int
+    completion: Completion
+
+
+Event = Delta | Finished

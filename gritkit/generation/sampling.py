@@ -1,0 +1,69 @@
+"""Next-token logits of one row -> one token id.
+
+The order is Hugging Face's: repetition penalty, temperature, top-k, top-p, min-p. A row has its own random generator, so
+its tokens do not depend on what else is being decoded.
+
+This module knows nothing about models or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from gritkit.generation.params import SamplingParams
+
+
+class Sampler:
+    """Chooses the tokens of one row; remembers what the row has seen."""
+
+    def __init__(self, params: SamplingParams, prompt_ids: Iterable[int]) -> None:
+        self._params = params
+        self._seen = sorted(set(prompt_ids)) if params.repetition_penalty != 1.0 else []
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
+
+    def pick(self, logits_V: Tensor) -> int:
+        """The next token for fp32 logits [V] on the CPU; the row's memory then includes it."""
+        scores = filtered(self._penalised(logits_V), self._params)
+        if self._params.temperature == 0.0:
+            token = int(scores.argmax())
+        else:
+            token = int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+        if self._params.repetition_penalty != 1.0 and token not in self._seen:
+            self._seen.append(token)
+        return token
+
+    def _penalised(self, logits_V: Tensor) -> Tensor:
+        if not self._seen:
+            return logits_V
+        logits_V = logits_V.clone()
+        seen = torch.tensor(self._seen)
+        scores = logits_V[seen]
+        penalty = self._params.repetition_penalty
+        logits_V[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+        return logits_V
+
+
+def filtered(logits_V: Tensor, params: SamplingParams) -> Tensor:
+    """Logits divided by the temperature, -inf where top-k, top-p or min-p leave a token out; as they are when greedy."""
+    if params.temperature == 0.0:
+        return logits_V
+    logits_V = logits_V / params.temperature
+    if 0 < params.top_k < len(logits_V):
+        logits_V = logits_V.masked_fill(logits_V < logits_V.topk(params.top_k).values[-1], float("-inf"))
+    if params.top_p < 1.0:
+        ordered, places = logits_V.sort(descending=True)
+        probabilities = ordered.softmax(-1)
+        # A token goes when those likelier than it already reach top_p; the likeliest always stays.
+        beyond = probabilities.cumsum(-1) - probabilities >= params.top_p
+        logits_V = logits_V.masked_fill(torch.zeros_like(beyond).scatter(0, places, beyond), float("-inf"))
+    if params.min_p > 0.0:
+        probabilities = logits_V.softmax(-1)
+        logits_V = logits_V.masked_fill(probabilities < params.min_p * probabilities.max(), float("-inf"))
+    return logits_V

@@ -1,0 +1,86 @@
+"""Per-row key-values of running generations: a fixed number of slots of a fixed length.
+
+A slot belongs to one row from its join to its leave. The attention function writes each step's keys and values after
+what the slot already holds and reads the whole of it, so rows of any length decode together.
+
+This module knows nothing about requests, sampling or models; a layer's buffer takes its shape, dtype and device from
+the first keys that the layer writes, so models spread over several devices need no extra word.
+
+Shapes: S slots, G key-value heads, M tokens a slot holds, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gritkit.attention import Segment
+from gritkit.errors import InputError
+
+
+class SlotStore:
+    """Preallocated keys and values [S, G, M, D] per layer, keys rotated at their true positions."""
+
+    def __init__(self, num_slots: int, max_length: int) -> None:
+        self.num_slots = num_slots
+        self.max_length = max_length
+        self._free = list(range(num_slots))[::-1]
+        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def take(self) -> int:
+        """A free slot. Raises InputError when there is none: ask ``num_free`` first."""
+        if not self._free:
+            raise InputError(f"all {self.num_slots} slots are taken")
+        return self._free.pop()
+
+    def release(self, slot: int) -> None:
+        """Give a slot back; its contents are simply overwritten later, since nothing past a row's length is ever read."""
+        if slot in self._free or not 0 <= slot < self.num_slots:
+            raise InputError(f"slot {slot} is not taken")
+        self._free.append(slot)
+
+    def put(self, layer: int, segments: Sequence[Segment], key_1GTD: Tensor, value_1GTD: Tensor) -> None:
+        keys, values = self._of(layer, key_1GTD, value_1GTD)
+        if all(segment.length == 1 and segment.slot is not None for segment in segments):
+            slots = torch.tensor([segment.slot for segment in segments], device=keys.device)
+            places = torch.tensor([segment.past for segment in segments], device=keys.device)
+            keys[slots, :, places] = key_1GTD[0].transpose(0, 1)
+            values[slots, :, places] = value_1GTD[0].transpose(0, 1)
+            return
+        for segment in segments:
+            if segment.slot is not None:
+                new = slice(segment.start, segment.end)
+                self.write(layer, segment.slot, segment.past, key_1GTD[0, :, new], value_1GTD[0, :, new])
+
+    def write(self, layer: int, slot: int, at: int, keys_GND: Tensor, values_GND: Tensor) -> None:
+        """Set N tokens of a slot from place ``at`` on; also how cached documents enter."""
+        keys, values = self._of(layer, keys_GND[None], values_GND[None])
+        end = at + keys_GND.shape[1]
+        if end > self.max_length:
+            raise InputError(f"a slot holds {self.max_length} tokens and {end} are needed")
+        keys[slot, :, at:end] = keys_GND
+        values[slot, :, at:end] = values_GND
+
+    def get(self, layer: int, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._buffers[layer]
+        return keys[slot : slot + 1, :, start:end], values[slot : slot + 1, :, start:end]
+
+    def get_many(self, layer: int, slots: Sequence[int], end: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._buffers[layer]
+        rows = torch.tensor(slots, device=keys.device)
+        return keys[rows, :, :end], values[rows, :, :end]
+
+    def _of(self, layer: int, key_1GTD: Tensor, value_1GTD: Tensor) -> tuple[Tensor, Tensor]:
+        if layer not in self._buffers:
+            (_, heads, _, size), value_size = key_1GTD.shape, value_1GTD.shape[3]
+            self._buffers[layer] = (
+                key_1GTD.new_zeros(self.num_slots, heads, self.max_length, size),
+                value_1GTD.new_zeros(self.num_slots, heads, self.max_length, value_size),
+            )
+        return self._buffers[layer]

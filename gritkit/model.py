@@ -1,0 +1,438 @@
+"""GritModel: the one class a user holds. It embeds, reads, completes, chats, scores, trains and saves.
+
+    texts -> prompts -> tokens -> packed row -> backbone(plan: bidirectional segments) -> pooling -> vectors (+ DocKV)
+    messages -> prompts -> tokens -> prefill and decode steps (plan: causal segments over their own keys) -> text
+
+Nothing of the model changes between calls: the attention mode travels with each one, so any number of threads may embed
+and generate at once. Every pass of training goes through :meth:`GritModel.forward`, the root that DDP and FSDP wrap.
+
+This module composes; it knows nothing about kernels, files or sampling itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from gritkit import attention
+from gritkit.allocator import keep_large_buffers
+from gritkit.attention import Plan
+from gritkit.backbone import Backbone, ProbeReport, probe
+from gritkit.batch import Batch, pack, rows_of, token_budget
+from gritkit.checkpoint.load import load
+from gritkit.checkpoint.save import save
+from gritkit.config import EmbeddingAttention, EmbeddingConfig, EmbeddingWindow, Pooling
+from gritkit.embedding import embed_row, embed_sequences, read_sequences
+from gritkit.errors import InputError, UnsupportedModelError
+from gritkit.files import resolve
+from gritkit.generation.decoder import Decoder, Request
+from gritkit.generation.params import Completion, Event, Finished, SamplingParams
+from gritkit.kv.dockv import DocKV
+from gritkit.pooling import unit
+from gritkit.prompts import Message, Role, chat_template, prompt_format
+from gritkit.rope import Rope
+from gritkit.tokens import Tokens, TokenSeq, check_text
+
+Vectors = NDArray[np.float32]
+_ROWS_AT_ONCE = {"cpu": 8, "mps": 16, "cuda": 64}
+_CHUNK = 4096  # texts tokenised at a time; bounds what a generator of texts keeps in memory
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A document's place in a reranking."""
+
+    index: int
+    score: float
+
+
+class GritModel(nn.Module):
+    """One decoder language model that embeds and generates. Made by :meth:`from_pretrained` or :meth:`from_parts`."""
+
+    accepts_loss_kwargs = True  # read by transformers.Trainer: losses are sums over a global count, never re-averaged
+
+    def __init__(
+        self, lm: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EmbeddingConfig, *, writes: bool
+    ) -> None:
+        super().__init__()
+        self.lm = lm
+        self.tokenizer = tokenizer
+        self.embedding_config = config
+        self.writes = writes
+        self._backbone = Backbone(lm)
+        self.tokens = Tokens(tokenizer, prompt_format(config.prompt_format))
+        template = chat_template(self.tokens.format, with_bos=bool(self.tokens.bos_ids))
+        if template is not None:
+            tokenizer.chat_template = template
+        self.probe: ProbeReport = probe(self._backbone, config.embedding_window)
+        if self.device.type == "cpu":
+            keep_large_buffers()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        device_map: Any = None,
+        quantization: Literal["int8", "int4"] | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        pooling: Pooling | None = None,
+        embedding_attention: EmbeddingAttention | None = None,
+        embedding_window: EmbeddingWindow | None = None,
+        prompt_format: str | None = None,
+        max_length: int | None = None,
+    ) -> GritModel:
+        """Load a folder or hub id: gritkit's own, a sentence-transformers decoder, GritLM, or a plain language model.
+
+        The last five override what the checkpoint says of itself. ``device`` defaults to cuda, mps or cpu, whichever is
+        there; ``device_map`` and ``quantization`` are handed to transformers.
+
+        Raises:
+            CheckpointError: no such model, no safetensors, incomplete weights, or code of its own without trust.
+            UnsupportedModelError: an architecture that does not honour attention plans.
+            InputError: an argument outside its values.
+        """
+        loaded = load(
+            source,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            quantization=quantization,
+            adapter=adapter,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        config = loaded.config.override(
+            pooling=pooling,
+            embedding_attention=embedding_attention,
+            embedding_window=embedding_window,
+            prompt_format=prompt_format,
+            max_length=max_length,
+        )
+        return cls(loaded.lm, loaded.tokenizer, config, writes=loaded.writes)
+
+    @classmethod
+    def from_parts(
+        cls, lm: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EmbeddingConfig | None = None
+    ) -> GritModel:
+        """Around a causal language model that is in memory already; its attention is switched to gritkit's."""
+        Backbone(lm).base.set_attn_implementation(attention.NAME)
+        return cls(lm, tokenizer, config or EmbeddingConfig(), writes=True)
+
+    @property
+    def config(self) -> Any:
+        """The transformers config of the backbone (what Trainer and friends look at)."""
+        return self._backbone.base.config
+
+    @property
+    def device(self) -> torch.device:
+        return self._backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._backbone.dtype
+
+    @property
+    def dim(self) -> int:
+        """Size of a full vector."""
+        return self._backbone.hidden_size
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self._backbone.context_length
+
+    @property
+    def rope(self) -> Rope:
+        """What moves documents after they were read. Raises UnsupportedModelError where the probe found none."""
+        if self.probe.rope is None:
+            raise UnsupportedModelError(
+                f"{type(self._backbone.base).__name__} works without document caches only: {self.probe.movable_because}"
+            )
+        return self.probe.rope
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """256-bit digest over weights, configs and tokenizer: what vectors and key-values of this model are filed under.
+
+        Computed on first use and kept; a model that is trained further must not reuse it.
+        """
+        digest = hashlib.blake2b(digest_size=32)
+        for name, tensor in sorted(self.lm.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(str(self.config.to_json_string(use_diff=False)).encode())
+        digest.update(self.tokens.backend.to_str().encode())
+        digest.update(self.embedding_config.override(max_length=1).to_json().encode())
+        return digest.hexdigest()
+
+    # -- embedding -----------------------------------------------------------------------------------------------
+
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        role: Role = "passage",
+        instruction: str | None = None,
+        dim: int | None = None,
+        max_length: int | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> Vectors:
+        """Unit vectors of texts, float32 [n, dim]; a single str gives [dim]. A generator is consumed in chunks.
+
+        ``instruction`` tells what the vectors are for and is left out of the mean. ``dim`` keeps the first dimensions and
+        normalises again (for Matryoshka-trained models). A text that is too long is refused unless ``truncate``.
+
+        Raises:
+            InputError: naming the text's index, for what cannot be embedded (empty, too long, no valid Unicode).
+        """
+        if isinstance(texts, str):
+            return self.embed([texts], role=role, instruction=instruction, dim=dim, max_length=max_length, truncate=truncate)[0]  # fmt: skip
+        dim = self._dim(dim)
+        parts = []
+        with _bar(progress, texts) as bar:
+            for sequences in self._chunks(texts, role, instruction, max_length, truncate):
+                vectors = embed_sequences(
+                    self._backbone, sequences, self.embedding_config, budget=token_budget(self.device), dim=dim, progress=bar.update
+                )  # fmt: skip
+                parts.append(vectors.numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, dim), dtype=np.float32)
+
+    def read(
+        self,
+        documents: str | Iterable[str],
+        *,
+        role: Role = "passage",
+        instruction: str | None = None,
+        dim: int | None = None,
+        max_length: int | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> tuple[Vectors, list[DocKV]]:
+        """As :meth:`embed`, and the key-values of every document out of the same pass, for later answers from them.
+
+        Raises:
+            InputError: as :meth:`embed`. UnsupportedModelError: when documents cannot be moved (learned positions).
+        """
+        rope, dim, parts, caches = self.rope, self._dim(dim), [], []
+        documents = [documents] if isinstance(documents, str) else documents
+        with _bar(progress, documents) as bar:
+            for sequences in self._chunks(documents, role, instruction, max_length, truncate):
+                vectors, read = read_sequences(
+                    self._backbone, rope, sequences, self.embedding_config, budget=token_budget(self.device),
+                    num_bos=len(self.tokens.bos_ids), dim=dim, progress=bar.update,
+                )  # fmt: skip
+                parts.append(vectors.numpy())
+                caches += read
+        return (np.concatenate(parts) if parts else np.zeros((0, dim), dtype=np.float32)), caches
+
+    def _chunks(
+        self, texts: Iterable[str], role: Role, instruction: str | None, max_length: int | None, truncate: bool
+    ) -> Iterator[list[TokenSeq]]:
+        """Token sequences of a chunk of texts at a time, errors naming the index in the whole."""
+        limit = self.embedding_config.max_length if max_length is None else max_length
+        if not 1 <= limit <= self.context_length:
+            raise InputError(f"max_length={limit} must be between 1 and the context of {self.context_length} tokens")
+        if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
+            raise InputError(f"texts must be a str or an iterable of str, not {type(texts).__name__}")
+        source, first = iter(texts), 0
+        while chunk := [text for _, text in zip(range(_CHUNK), source, strict=False)]:
+            yield self.tokens.to_embed(chunk, role, instruction, limit, truncate=truncate, first=first)
+            first += len(chunk)
+
+    def _dim(self, dim: int | None) -> int:
+        if dim is not None and not 1 <= dim <= self.dim:
+            raise InputError(f"dim={dim} must be between 1 and {self.dim}")
+        return dim or self.dim
+
+    # -- generation ----------------------------------------------------------------------------------------------
+
+    def complete(self, prompt: str, **sampling: Any) -> Completion:
+        """Continue a raw prompt; the keywords are those of :class:`SamplingParams`."""
+        return self.complete_batch([prompt], **sampling)[0]
+
+    def complete_batch(self, prompts: Sequence[str], **sampling: Any) -> list[Completion]:
+        """Continue several raw prompts together; each result is what it would be alone."""
+        params = _params(sampling)
+        return self.generate([Request(self.tokens.raw_prompt(prompt), params) for prompt in prompts])
+
+    def chat(self, messages: Sequence[Message], **sampling: Any) -> Completion:
+        """The assistant's answer to a conversation, by the checkpoint's own format."""
+        return self.chat_batch([messages], **sampling)[0]
+
+    def chat_batch(self, conversations: Sequence[Sequence[Message]], **sampling: Any) -> list[Completion]:
+        """Answers to several conversations, generated together."""
+        params = _params(sampling)
+        return self.generate([Request(self.tokens.chat_prompt(messages), params) for messages in conversations])
+
+    def stream(self, messages: Sequence[Message], **sampling: Any) -> Iterator[Event]:
+        """The answer as it comes: Delta events, whose texts join to the answer, then one Finished with all of it."""
+        return self.stream_requests([Request(self.tokens.chat_prompt(messages), _params(sampling))])
+
+    def stream_complete(self, prompt: str, **sampling: Any) -> Iterator[Event]:
+        """As :meth:`stream`, for a raw prompt."""
+        return self.stream_requests([Request(self.tokens.raw_prompt(prompt), _params(sampling))])
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Run requests to their end, in order."""
+        finished = {e.row: e.completion for e in self.stream_requests(requests) if isinstance(e, Finished)}
+        return [finished[row] for row in range(len(requests))]
+
+    def stream_requests(self, requests: Sequence[Request]) -> Iterator[Event]:
+        """Run requests together, joining as slots come free; an event's ``row`` is the request's index."""
+        if not requests:
+            return
+        needed = [r.num_cached + len(r.prompt_ids) + r.params.max_new_tokens for r in requests]
+        num_slots = min(len(requests), _ROWS_AT_ONCE.get(self.device.type, 8))
+        decoder = self.decoder(num_slots=num_slots, max_length=max(needed))
+        waiting = list(requests)[::-1]
+        while waiting or decoder.busy:
+            while waiting and decoder.num_free:
+                decoder.join(waiting.pop())
+            yield from decoder.step()
+
+    def decoder(self, *, num_slots: int, max_length: int) -> Decoder:
+        """Slots and steps of its own, for whoever drives them (a server does)."""
+        if not self.writes:
+            raise UnsupportedModelError("this checkpoint has no language-model head: it embeds but cannot generate")
+        return Decoder(
+            self._backbone,
+            self.tokens.backend,
+            self._eos_ids,
+            num_slots=num_slots,
+            max_length=max_length,
+            rope=self.probe.rope,
+        )
+
+    @cached_property
+    def _eos_ids(self) -> frozenset[int]:
+        """Every end of text that the checkpoint names: its tokenizer's and its generation config's."""
+        stated = getattr(getattr(self._backbone.base, "generation_config", None), "eos_token_id", None)
+        ids = stated if isinstance(stated, (list, tuple)) else [stated]
+        return frozenset(int(i) for i in [*ids, self.tokens.eos_id] if i is not None)
+
+    # -- scoring -------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def score(self, query: str, documents: Sequence[str], *, truncate: bool = False) -> list[float]:
+        """exp(mean log-probability of the query's tokens given the document), in [0, 1], in input order.
+
+        The query likelihood of Sachan et al. 2022 (arXiv 2204.07496, eq. 2), under the format's ``score`` template.
+
+        Raises:
+            InputError: for an empty query or document, or a pair that does not fit the context.
+        """
+        if not self.writes:
+            raise UnsupportedModelError("this checkpoint has no language-model head: it embeds but cannot score")
+        examples = self.tokens.to_score(query, documents, self.context_length, truncate=truncate)
+        scores = torch.empty(len(documents), dtype=torch.float64)
+        for row in rows_of([len(example) for example in examples], token_budget(self.device)):
+            batch = pack([examples[i] for i in row]).to(self.device)
+            nll_K, sequence_K = self._token_losses(batch)
+            totals = torch.zeros(len(row), dtype=torch.float64).index_add(0, sequence_K, nll_K.double().cpu())
+            scores[row] = (-totals / sequence_K.bincount(minlength=len(row))).exp()
+        result: list[float] = scores.tolist()
+        return result
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None, truncate: bool = False
+    ) -> list[Ranked]:
+        """Documents by :meth:`score`, best first; equal scores keep their order."""
+        if top_n is not None and top_n < 1:
+            raise InputError(f"top_n={top_n} must be at least 1")
+        scores = self.score(query, documents, truncate=truncate)
+        order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+        return [Ranked(i, scores[i]) for i in order[:top_n]]
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def forward(self, task: Literal["embed", "next_token"], batch: Batch) -> Tensor:
+        """One pass of training over one packed row, with gradients.
+
+        ``embed``: unit vectors [S, H], at least fp32. ``next_token``: the summed negative log-likelihood (nats) of the
+        row's target tokens, a scalar; the caller divides by a count that it can see.
+        """
+        batch = batch.to(self.device)
+        if task == "embed":
+            return unit(embed_row(self._backbone, batch, self.embedding_config))
+        if task == "next_token":
+            return self._token_losses(batch)[0].sum()
+        raise InputError(f"task={task!r} is neither 'embed' nor 'next_token'")
+
+    def _token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(negative log-likelihood of each of K target tokens, its sequence's number [K] on the CPU)."""
+        places_K = batch.loss_mask_T.nonzero()[:, 0]
+        plan = Plan.of(batch.lengths_S.tolist(), causal=True)
+        logits_KV = self._backbone.logits(batch.ids_T, batch.positions_T, plan, places_K - 1)
+        dtype = torch.promote_types(logits_KV.dtype, torch.float32)
+        losses_K = cross_entropy(logits_KV.to(dtype), batch.ids_T[places_K], reduction="none")
+        sequence_T = torch.repeat_interleave(torch.arange(len(batch.lengths_S)), batch.lengths_S)
+        return losses_K, sequence_T[places_K.cpu()]
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Recompute activations in the backward pass; always the non-reentrant kind, the reentrant one is refused.
+
+        Raises:
+            InputError: for ``use_reentrant=True``, whose gradients are wrong where one pass reads another's keys.
+        """
+        given = dict(gradient_checkpointing_kwargs or {})
+        if given.get("use_reentrant"):
+            raise InputError("use_reentrant=True gives wrong gradients under attention plans: use use_reentrant=False")
+        given["use_reentrant"] = False
+        self._backbone.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=given, **kwargs)
+        if self._backbone.base is not self.lm:
+            self._backbone.base.enable_input_require_grads()
+
+    def gradient_checkpointing_disable(self) -> None:
+        self._backbone.base.gradient_checkpointing_disable()
+
+    # -- saving --------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder that gritkit, plain transformers and (mean, last) sentence-transformers load alike.
+
+        Raises:
+            InputError: while an adapter is attached. CheckpointError: where the folder holds something else.
+        """
+        if self._backbone.base is not self.lm:
+            raise InputError("an adapter is attached: merge it first with model.merge_adapter()")
+        save(resolve(folder), self.lm, self.tokenizer, self.embedding_config)
+
+    def merge_adapter(self) -> None:
+        """Fold an attached adapter into the weights; nothing changes but speed and what can be saved."""
+        if self._backbone.base is not self.lm:
+            self.lm = self.lm.merge_and_unload()  # type: ignore[operator]
+            self._backbone = Backbone(self.lm)
+
+
+def _params(sampling: dict[str, Any]) -> SamplingParams:
+    known = SamplingParams.__dataclass_fields__
+    for name in sampling:
+        if name not in known:
+            raise InputError(f"unknown generation option {name!r}; known are {', '.join(sorted(known))}")
+    return SamplingParams(**sampling)
+
+
+def _bar(progress: bool, texts: Iterable[str]) -> Any:
+    """A progress bar on stderr; off when not asked for or not a terminal."""
+    total = len(texts) if isinstance(texts, Sequence) else None
+    return tqdm(total=total, unit=" texts", disable=None if progress else True, smoothing=0.05)

@@ -1,0 +1,272 @@
+"""Text -> token ids with masks: which tokens are pooled and which are trained on is decided here, once.
+
+Nobody edits a mask later. Special tokens are ids that the tokenizer itself adds; a text that spells one ("</s>") is
+encoded as the characters it is, so a document or a user can never end a turn.
+
+This module knows nothing about models, attention or batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from gritkit.errors import InputError, UnsupportedModelError
+from gritkit.prompts import Message, PromptFormat, Role, check_messages, grit_turns
+
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TokenSeq:
+    """One sequence of n tokens: ids [n] int64, what is pooled [n] bool, what is a next-token target [n] bool."""
+
+    ids: Ids
+    pool_mask: Mask
+    loss_mask: Mask
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def sequence(ids: Sequence[int] | Ids, *, pool: Any = False, loss: Any = False) -> TokenSeq:
+    """A TokenSeq from ids and masks that are broadcast to their length."""
+    array = np.asarray(ids, dtype=np.int64)
+    pool_mask, loss_mask = (np.broadcast_to(np.asarray(mask, dtype=bool), array.shape).copy() for mask in (pool, loss))
+    return TokenSeq(array, pool_mask, loss_mask)
+
+
+class Tokens:
+    """A tokenizer together with a prompt format.
+
+    Raises:
+        UnsupportedModelError: for a tokenizer without the fast backend, whose character offsets the masks need.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise UnsupportedModelError(
+                f"{type(tokenizer).__name__} has no fast backend; save it with a tokenizer.json (AutoTokenizer does so)"
+            )
+        self.hf = tokenizer
+        self.format = prompt_format
+        # An own copy: texts are encoded without truncation, padding or special tokens found inside them.
+        self._text = Tokenizer.from_str(backend.to_str())
+        self._text.no_truncation()
+        self._text.no_padding()
+        self._text.encode_special_tokens = True
+        marked = self._text.encode("a")
+        inner = [index for index, special in enumerate(marked.special_tokens_mask) if not special]
+        if not inner:
+            raise UnsupportedModelError(f"{type(tokenizer).__name__} encodes the letter 'a' to nothing")
+        self.bos_ids: list[int] = marked.ids[: inner[0]]
+        """What the tokenizer itself puts before a text (often its beginning-of-text token, often nothing)."""
+        self._eos_added: list[int] = marked.ids[inner[-1] + 1 :]
+        self.eos_id: int | None = tokenizer.eos_token_id
+        self.special_ids: frozenset[int] = frozenset(tokenizer.all_special_ids)
+
+    @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer that encodes texts; also decodes."""
+        return self._text
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a bare text: no beginning, no end, nothing parsed as special."""
+        return list(self._text.encode(check_text(text, "text"), add_special_tokens=False).ids)
+
+    # -- texts to embed ------------------------------------------------------------------------------------------
+
+    def to_embed(
+        self,
+        texts: Sequence[str],
+        role: Role,
+        instruction: str | None,
+        max_length: int,
+        *,
+        truncate: bool,
+        first: int = 0,
+    ) -> list[TokenSeq]:
+        """Formatted texts, pooled over the text's own tokens (neither beginning, instruction nor format).
+
+        A token that starts inside the prefix is the prefix's, as in the original GRIT code. An end-of-text token is
+        pooled and survives truncation.
+
+        Raises:
+            InputError: naming the index: empty or too long a text, a lone surrogate, an instruction that fills it all.
+        """
+        prefix = self.format.embed_prefix(role, check_text(instruction, "instruction") if instruction else None)
+        for index, text in enumerate(texts, first):
+            check_text(text, f"text {index}")
+            if not text.strip():
+                raise InputError(f"text {index} is empty: drop it or give it words, there is nothing to embed")
+        tail = self._eos_added or ([self.eos_id] if self.format.append_eos and self.eos_id is not None else [])
+        encoded = self._text.encode_batch([prefix + text for text in texts], add_special_tokens=False)
+        result = []
+        for index, item in enumerate(encoded, first):
+            ids = [*self.bos_ids, *item.ids, *tail]
+            if len(ids) > max_length:
+                if not truncate:
+                    raise InputError(
+                        f"text {index} is {len(ids)} tokens long and max_length is {max_length}: "
+                        "raise max_length, split the text, or pass truncate=True"
+                    )
+                ids = [*ids[: max_length - len(tail)], *tail]
+            pooled = np.ones(len(ids), dtype=bool)
+            begins = len(self.bos_ids)
+            pooled[:begins] = False
+            for at, (start, _) in enumerate(item.offsets[: len(ids) - begins], begins):
+                if start >= len(prefix):
+                    break
+                pooled[at] = False
+            if not pooled[: len(ids) - len(tail)].any():
+                raise InputError(
+                    f"text {index} has no token left beside its prompt of {begins + self._length(prefix)} tokens "
+                    f"(max_length {max_length}): shorten the instruction or raise max_length"
+                )
+            result.append(sequence(ids, pool=pooled))
+        return result
+
+    def _length(self, text: str) -> int:
+        return len(self._text.encode(text, add_special_tokens=False).ids)
+
+    # -- chats ---------------------------------------------------------------------------------------------------
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation up to where the assistant is to speak.
+
+        Raises:
+            InputError: for malformed messages, or a checkpoint that has neither a chat format nor a chat template.
+        """
+        if self.format.user is None:
+            return self._templated(messages)
+        turns = grit_turns(messages)
+        if turns[-1][1] is not None:
+            raise InputError("the last message is the assistant's: a chat ends with a user message to answer")
+        return list(self._turns(turns).ids)
+
+    def chat_example(self, messages: Sequence[Message]) -> TokenSeq:
+        """A whole conversation to train on; targets are the assistant's tokens and the end of its turns, in every turn.
+
+        Raises:
+            InputError: for malformed messages, a last user message without an answer, or a format without turns.
+        """
+        if self.format.user is None:
+            raise InputError(
+                f"training on chats needs a prompt format with turns, not {self.format.name!r} (use 'grit')"
+            )
+        turns = grit_turns(messages)
+        if turns[-1][1] is None:
+            raise InputError("the last message is the user's: there is no answer to train on")
+        return self._turns(turns)
+
+    def text_example(self, text: str) -> TokenSeq:
+        """Raw text to train on, with an end-of-text token; everything but the beginning is a target."""
+        ids = [*self.bos_ids, *self.encode(text), *([] if self.eos_id is None else [self.eos_id])]
+        loss = np.ones(len(ids), dtype=bool)
+        loss[: max(1, len(self.bos_ids))] = False
+        return sequence(ids, loss=loss)
+
+    def _turns(self, turns: Sequence[tuple[str, str | None]]) -> TokenSeq:
+        """(user, answer) turns; an answer is encoded with the turn before it, as one string, and split by offsets."""
+        assert self.format.user is not None
+        ids, loss = list(self.bos_ids), [False] * len(self.bos_ids)
+        for number, (user, answer) in enumerate(turns):
+            opening = self.format.user.replace("{content}", check_text(user, f"turn {number}"))
+            if number:
+                opening = self.format.turn_separator + opening
+            text = opening + check_text(answer or "", f"turn {number}")
+            encoded = self._text.encode(text, add_special_tokens=False)
+            ids += encoded.ids
+            loss += [start >= len(opening) for start, _ in encoded.offsets]
+            if answer is not None:
+                if self.eos_id is None:
+                    raise InputError("the tokenizer has no end-of-text token to end a turn with")
+                ids.append(self.eos_id)
+                loss.append(True)
+        return sequence(ids, loss=loss)
+
+    def _templated(self, messages: Sequence[Message]) -> list[int]:
+        check_messages(messages)
+        if not getattr(self.hf, "chat_template", None):
+            raise InputError(
+                "this checkpoint has no chat template: use complete() with a raw prompt, or load it with prompt_format='grit'"
+            )
+        for index, message in enumerate(messages):
+            check_text(message["content"], f"message {index}")
+        try:
+            rendered = self.hf.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template raises whatever its author chose
+            raise InputError(f"the checkpoint's chat template refuses these messages: {error}") from None
+        return list(self.hf.encode(str(rendered), add_special_tokens=False))
+
+    def to_score(self, query: str, documents: Sequence[str], max_length: int, *, truncate: bool) -> list[TokenSeq]:
+        """Each document followed by the query under the format's ``score`` template; the query's tokens are the targets.
+
+        ``truncate`` cuts documents that do not fit. Raises InputError otherwise, and for an empty query or document.
+        """
+        if not check_text(query, "query").strip():
+            raise InputError("the query is empty: there is nothing to score")
+        head, tail = self.format.score.split("{document}")
+        result = []
+        for index, document in enumerate(documents):
+            if not check_text(document, f"document {index}").strip():
+                raise InputError(f"document {index} is empty: drop it or give it words")
+            opening = f"{head}{document}{tail}"
+            example = self._to_score(opening, query)
+            if len(example) > max_length and truncate:
+                spare = len(example) - max_length
+                cut = self._text.encode(document, add_special_tokens=False).offsets
+                end = cut[max(0, len(cut) - spare - 8)][0]  # a few more: tokens may split anew at the cut
+                example = self._to_score(f"{head}{document[:end]}{tail}", query)
+            if len(example) > max_length:
+                raise InputError(
+                    f"document {index} and the query are {len(example)} tokens long and the context is {max_length}: "
+                    "shorten the document or pass truncate=True"
+                )
+            result.append(example)
+        return result
+
+    def _to_score(self, opening: str, query: str) -> TokenSeq:
+        encoded = self._text.encode(opening + query, add_special_tokens=False)
+        loss = [start >= len(opening) for start, _ in encoded.offsets]
+        return sequence([*self.bos_ids, *encoded.ids], loss=[*[False] * len(self.bos_ids), *loss])
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    def raw_prompt(self, text: str) -> list[int]:
+        """Ids of a prompt to continue: the tokenizer's beginning and the text as it is."""
+        return [*self.bos_ids, *self.encode(text)]
+
+    def question_prompt(self, question: str) -> list[int]:
+        """Ids of a question that follows documents already read: no beginning of its own.
+
+        A checkpoint with a chat template gets the question as a user turn by that template.
+        """
+        check_text(question, "question")
+        if self.format.user is None and getattr(self.hf, "chat_template", None):
+            ids = self._templated([{"role": "user", "content": question}])
+            return ids[len(self.bos_ids) :] if ids[: len(self.bos_ids)] == self.bos_ids else ids
+        return self.encode(self.format.ask.replace("{question}", question))
+
+
+def check_text(text: object, what: str) -> str:
+    """The text itself. Raises InputError when it is not a str or holds a lone surrogate (which no encoding can carry)."""
+    if not isinstance(text, str):
+        raise InputError(f"{what} is {type(text).__name__}, not text: {text!r:.60}")
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{what} has a lone surrogate at character {error.start} (wrongly decoded bytes): "
+                "decode its source with errors='replace'"
+            ) from None
+    return text
