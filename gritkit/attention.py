@@ -9,12 +9,12 @@ changes between calls, so threads may embed and generate on one model at once.
 The plan travels as a keyword of the forward call. transformers' own switch (``is_causal=False``) writes to the shared
 config during the call instead, and corrupts whatever runs beside it.
 
-Kernels: varlen flash attention on CUDA (flash-attn when installed, else torch's own), scaled dot-product attention per
-segment elsewhere. :func:`attend_plainly` is their plain twin: one explicit mask over the whole row; tests equate them.
+Kernels: varlen flash attention on CUDA (flash-attn when installed, else torch's own), scaled dot-product attention
+per segment elsewhere. :func:`attend_plainly` is their plain twin, one explicit mask over the row; tests equate them.
 
 This module knows nothing about tokens, pooling, checkpoints or where key-values are stored.
 
-Shapes: T tokens of the packed row, N tokens of a segment, L keys it sees, H query heads, G key-value heads, D head size.
+Shapes: T tokens of the row, N tokens of a segment, L keys it sees, H query heads, G key-value heads, D head size.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class KeyValueStore(Protocol):
         """Keys and values [1, G, end-start, D] of one slot."""
 
     def get_many(self, layer: int, slots: Sequence[int], end: int) -> tuple[Tensor, Tensor]:
-        """The first ``end`` tokens of several slots, [B, G, end, D]; what lies past a slot's own length is undefined."""
+        """The first ``end`` tokens of several slots, [B, G, end, D]; past a slot's own length undefined."""
 
 
 KeyHook = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -150,7 +150,7 @@ class Plan:
         return sees, sees
 
     def mask(self, num_queries: int, before: int, back: int | None, ahead: int | None, device: torch.device) -> Tensor:
-        """Boolean [num_queries, before + num_queries], True where the query may see the key; kept for the next layer."""
+        """Boolean [num_queries, before + num_queries], True where the query sees the key; kept for the next layer."""
         index = -1 if device.index is None else device.index
         where = (num_queries, before, -1 if back is None else back, -1 if ahead is None else ahead, index)
         if where not in self._masks:
@@ -240,7 +240,7 @@ def _attend_segments(
             continue
         end = first.start + count * first.length
         query_BHND, key_BGND, value_BGND = (
-            x[0, :, first.start : end].unflatten(1, (count, first.length)).transpose(0, 1)
+            x[0, :, first.start : end].view(x.shape[1], count, first.length, x.shape[3]).transpose(0, 1)
             for x in (query_1HTD, key_1GTD, value_1GTD)
         )
         out_BHND = _sdpa(plan, first, query_BHND, key_BGND, value_BGND, scaling, dropout, sliding_window)
@@ -291,7 +291,7 @@ def _attend_slots(
 ) -> Tensor:
     """Attention over the store, segment by segment; a one-token segment folds its query group into the length axis."""
     assert plan.store is not None
-    if not query_1HTD.device.type == "cpu" and all(s.slot is not None and s.length == 1 for s in plan.segments):
+    if query_1HTD.device.type != "cpu" and all(s.slot is not None and s.length == 1 for s in plan.segments):
         return attend_one_token_each(plan, layer, query_1HTD, scaling, sliding_window)
     outputs = []
     for segment in plan.segments:
@@ -330,7 +330,7 @@ def attend_one_token_each(
     if back is not None:
         seen_BL &= place_1L >= last_B1 - back
     query_BHD = query_1HTD[0].transpose(0, 1)
-    grouped_BGND = query_BHD.unflatten(1, (key_BGLD.shape[1], -1))
+    grouped_BGND = query_BHD.reshape(len(slots), key_BGLD.shape[1], -1, query_BHD.shape[2])
     out_BGND = scaled_dot_product_attention(
         grouped_BGND, key_BGLD, value_BGLD, attn_mask=seen_BL[:, None, None], scale=scaling
     )
@@ -344,8 +344,8 @@ VarlenKernel = Callable[..., Tensor]
 def varlen_kernel(dtype: torch.dtype) -> VarlenKernel | None:
     """The CUDA kernel for packed rows: flash-attn's where installed, else torch's; None for dtypes they lack (fp32).
 
-    The kernel is called as kernel(q [T,H,D], k [L,G,D], v, cu_q, cu_k, max_q, max_k, scale, window), causal alignment at
-    the bottom right, ``window`` = (back, ahead) with -1 for unlimited.
+    The kernel is called as kernel(q [T,H,D], k [L,G,D], v, cu_q, cu_k, max_q, max_k, scale, window), causal alignment
+    at the bottom right, ``window`` = (back, ahead) with -1 for unlimited.
     """
     if dtype not in (torch.float16, torch.bfloat16):
         return None

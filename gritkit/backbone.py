@@ -225,7 +225,7 @@ def _perturb(backbone: Backbone, ids: Tensor, rule: WindowRule) -> tuple[float, 
 
 
 def _move_error(backbone: Backbone, rope: Rope, ids: Tensor, rule: WindowRule) -> float:
-    """Keys and values of one text read at two offsets, and by the model's own rotation: all must agree once re-based."""
+    """Keys and values of one text read at two offsets, and by the model's own rotation: all agree once re-based."""
     positions = torch.arange(len(ids), device=ids.device)
     native: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for offset in (0, 100):

@@ -33,7 +33,7 @@ def batch_plan(batch: Batch, config: EmbeddingConfig) -> Callable[..., Plan]:
 
 
 def embed_row(backbone: Backbone, batch: Batch, config: EmbeddingConfig) -> Tensor:
-    """One packed row -> pooled vectors [S, H], at least fp32, not normalised; gradients flow. ``batch`` is on the device."""
+    """One packed row -> pooled vectors [S, H], at least fp32, not normalised; gradients flow."""
     hidden_TH = backbone.hidden(batch.ids_T, batch.positions_T, batch_plan(batch, config)())
     return pool(hidden_TH, batch.lengths_S.to(hidden_TH.device), batch.pool_mask_T, config.pooling)
 

@@ -27,7 +27,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut (a no-op where folders cannot be opened)."""
+    """Flush a folder's entries, so that a rename in it survives a power cut; nothing where folders cannot be opened."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -65,11 +65,12 @@ def staged_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    stage.chmod(0o777 & ~_umask())  # mkdtemp makes private folders; a checkpoint is as shareable as any other file
+    stage.chmod(0o777 & ~_umask())  # mkdtemp and some writers make private files; a model is as shareable as any
     try:
         yield stage
         for file in stage.rglob("*"):
             if file.is_file():
+                file.chmod(0o666 & ~_umask())
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         if target.exists():

@@ -43,7 +43,7 @@ from gritkit.kv.dockv import DocKV
 from gritkit.pooling import unit
 from gritkit.prompts import Message, Role, chat_template, prompt_format
 from gritkit.rope import Rope
-from gritkit.tokens import Tokens, TokenSeq, check_text
+from gritkit.tokens import Tokens, TokenSeq
 
 Vectors = NDArray[np.float32]
 _ROWS_AT_ONCE = {"cpu": 8, "mps": 16, "cuda": 64}
@@ -169,7 +169,7 @@ class GritModel(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """256-bit digest over weights, configs and tokenizer: what vectors and key-values of this model are filed under.
+        """256-bit digest over weights, configs and tokenizer, under which vectors and key-values are filed.
 
         Computed on first use and kept; a model that is trained further must not reuse it.
         """
@@ -197,21 +197,30 @@ class GritModel(nn.Module):
     ) -> Vectors:
         """Unit vectors of texts, float32 [n, dim]; a single str gives [dim]. A generator is consumed in chunks.
 
-        ``instruction`` tells what the vectors are for and is left out of the mean. ``dim`` keeps the first dimensions and
-        normalises again (for Matryoshka-trained models). A text that is too long is refused unless ``truncate``.
+        ``instruction`` tells what the vectors are for and is left out of the mean. ``dim`` keeps the first dimensions
+        and normalises again (for Matryoshka-trained models). A text that is too long is refused unless ``truncate``.
 
         Raises:
             InputError: naming the text's index, for what cannot be embedded (empty, too long, no valid Unicode).
         """
         if isinstance(texts, str):
-            return self.embed([texts], role=role, instruction=instruction, dim=dim, max_length=max_length, truncate=truncate)[0]  # fmt: skip
+            one = self.embed(
+                [texts], role=role, instruction=instruction, dim=dim, max_length=max_length, truncate=truncate
+            )
+            vector: Vectors = one[0]
+            return vector
         dim = self._dim(dim)
         parts = []
         with _bar(progress, texts) as bar:
             for sequences in self._chunks(texts, role, instruction, max_length, truncate):
                 vectors = embed_sequences(
-                    self._backbone, sequences, self.embedding_config, budget=token_budget(self.device), dim=dim, progress=bar.update
-                )  # fmt: skip
+                    self._backbone,
+                    sequences,
+                    self.embedding_config,
+                    budget=token_budget(self.device),
+                    dim=dim,
+                    progress=bar.update,
+                )
                 parts.append(vectors.numpy())
         return np.concatenate(parts) if parts else np.zeros((0, dim), dtype=np.float32)
 

@@ -20,8 +20,8 @@ def pool(hidden_TH: Tensor, lengths_S: Tensor, pool_mask_T: Tensor, pooling: Poo
     """One vector per sequence, [S, H] in fp32 (fp64 for fp64 states), not normalised.
 
     ``mean``: the mean over masked-in tokens. ``weighted_mean``: sum_i i*h_i / sum_i i over them, i = 1, 2, ... counting
-    masked-in tokens only (Muennighoff 2022, arXiv 2202.08904, eq. 2). ``last`` and ``cls``: the sequence's last and first
-    token, whatever the mask says, as in the original GRIT code.
+    masked-in tokens only (Muennighoff 2022, arXiv 2202.08904, eq. 2). ``last`` and ``cls``: the sequence's last and
+    first token, whatever the mask says, as in the original GRIT code.
 
     Every sequence must have a masked-in token for the means; ``gritkit.tokens`` refuses a text without one.
     """

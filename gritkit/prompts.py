@@ -1,7 +1,7 @@
 """Every format string of the project: how texts to embed, chats and questions about documents are written down.
 
-A :class:`PromptFormat` is a named preset. ``{bos}`` and ``{eos}`` never appear as literals: they are added as ids of the
-tokenizer by ``gritkit.tokens``, so text that happens to spell a special token stays text.
+A :class:`PromptFormat` is a named preset. ``{bos}`` and ``{eos}`` never appear as literals: they are added as ids of
+the tokenizer by ``gritkit.tokens``, so text that happens to spell a special token stays text.
 
 This module knows nothing about tokenizers, ids or models.
 """
@@ -65,7 +65,8 @@ GRIT = PromptFormat(
     user="<|user|>\n{content}\n<|assistant|>\n",
     turn_separator="\n",
     score="<|user|>\n{document}\n\nWrite a question that the text above answers\n<|assistant|>\n",
-    ask="\n<|user|>\n{question}\n\nAnswer the prior query while optionally using the context prior to it\n<|assistant|>\n",
+    ask="\n<|user|>\n{question}\n\nAnswer the prior query while optionally using the context prior to it"
+    "\n<|assistant|>\n",
 )
 
 PLAIN = PromptFormat(name="plain", query_instructed="{instruction}\n", passage_instructed="{instruction}\n")

@@ -37,7 +37,7 @@ class Rope:
     """The rotary embedding of one decoder.
 
     Raises:
-        UnsupportedModelError: when the decoder has none (learned positions, ALiBi) or its frequencies change with length.
+        UnsupportedModelError: when it has none (learned positions, ALiBi) or its frequencies change with length.
     """
 
     def __init__(self, decoder: nn.Module, num_layers: int, layer_types: list[str] | None) -> None:
@@ -45,7 +45,7 @@ class Rope:
         rotate = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
         if not isinstance(rotary, nn.Module) or not callable(rotate):
             raise UnsupportedModelError(
-                f"{type(decoder).__name__} has no rotary positions, so its documents cannot be moved after they were read"
+                f"{type(decoder).__name__} has no rotary positions: documents cannot be moved after they were read"
             )
         kinds = getattr(rotary, "rope_type", "default")
         kinds = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
@@ -71,7 +71,7 @@ class Rope:
         return cos, sin
 
     def rotate(self, keys_1GTD: Tensor, tables: Tables, layer: int) -> Tensor:
-        """Plain keys (or queries) -> as the layer itself would have rotated them, in at least fp32, back in their dtype."""
+        """Plain keys (or queries) -> as the layer would have rotated them; in at least fp32, back in their dtype."""
         if not self.rotates[layer]:
             return keys_1GTD
         cos, sin = tables[self.layer_types[layer]]
@@ -93,7 +93,7 @@ class Rope:
 
 
 class DeferredRotation:
-    """A plan's ``key_hook`` for a pass with ``position_ids = 0``: keeps plain keys and values, rotates at ``positions``."""
+    """A plan's ``key_hook`` for a pass with ``position_ids = 0``: keeps plain keys and values, rotates by itself."""
 
     def __init__(self, rope: Rope, positions_T: Tensor) -> None:
         self._rope = rope

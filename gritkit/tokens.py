@@ -197,7 +197,8 @@ class Tokens:
         check_messages(messages)
         if not getattr(self.hf, "chat_template", None):
             raise InputError(
-                "this checkpoint has no chat template: use complete() with a raw prompt, or load it with prompt_format='grit'"
+                "this checkpoint has no chat template: use complete() with a raw prompt, "
+                "or load it with prompt_format='grit'"
             )
         for index, message in enumerate(messages):
             check_text(message["content"], f"message {index}")
@@ -208,7 +209,7 @@ class Tokens:
         return list(self.hf.encode(str(rendered), add_special_tokens=False))
 
     def to_score(self, query: str, documents: Sequence[str], max_length: int, *, truncate: bool) -> list[TokenSeq]:
-        """Each document followed by the query under the format's ``score`` template; the query's tokens are the targets.
+        """Each document, then the query, under the format's ``score`` template; the query's tokens are the targets.
 
         ``truncate`` cuts documents that do not fit. Raises InputError otherwise, and for an empty query or document.
         """
@@ -258,7 +259,7 @@ class Tokens:
 
 
 def check_text(text: object, what: str) -> str:
-    """The text itself. Raises InputError when it is not a str or holds a lone surrogate (which no encoding can carry)."""
+    """The text itself. Raises InputError when it is not a str or holds a lone surrogate."""
     if not isinstance(text, str):
         raise InputError(f"{what} is {type(text).__name__}, not text: {text!r:.60}")
     if not text.isascii():

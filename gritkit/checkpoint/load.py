@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from gritkit.attention import NAME
 from gritkit.checkpoint.recognise import recognise
@@ -74,7 +74,8 @@ def load(
     try:
         # An own config object per model: transformers writes to the one it is given.
         config = AutoConfig.from_pretrained(name, **common)
-        lm, info = AutoModelForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
+        made: Any = AutoModelForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
+        lm, info = made
         tokenizer = AutoTokenizer.from_pretrained(name, **common)
     except GritkitError:
         raise
@@ -166,7 +167,8 @@ def _refuse_pickles(folder: Path | None) -> None:
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
     if pickled:
         raise CheckpointError(
-            f"{folder} has only pickled weights ({pickled[0]}), which can run code when loaded; convert them to safetensors"
+            f"{folder} has only pickled weights ({pickled[0]}), which can run code when loaded: "
+            "convert them to safetensors"
         )
     raise CheckpointError(f"{folder} has no weights: no *.safetensors file in it")
 

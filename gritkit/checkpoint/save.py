@@ -1,9 +1,9 @@
 """Saving one folder that three libraries read alike.
 
 At the root: plain Hugging Face (safetensors, tokenizer with the chat template), from which plain transformers
-generates, and ``gritkit_config.json``. Beside it, for sentence-transformers: ``modules.json`` that points to ``st/``, whose
-own ``config.json`` turns attention bidirectional and whose weight index points back to the root's safetensors. (In the
-root's config that switch would break generation, and as a keyword it is silently ignored.)
+generates, and ``gritkit_config.json``. Beside it, for sentence-transformers: ``modules.json`` that points to ``st/``,
+whose own ``config.json`` turns attention bidirectional and whose weight index points back to the root's safetensors. (In
+the root's config that switch would break generation, and as a keyword it is silently ignored.)
 
 The folder is staged and renamed, so it is whole or absent.
 
@@ -47,13 +47,14 @@ def save(folder: Path, lm: Any, tokenizer: PreTrainedTokenizerBase, config: Embe
 
 
 def _write_sentence_transformers(stage: Path, config: EmbeddingConfig) -> None:
+    modules = (("st", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
     _write_json(
         stage / "modules.json",
         [
             {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for index, (path, kind) in enumerate((("st", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")))
+            for index, (path, kind) in enumerate(modules)
         ],
-    )  # fmt: skip
+    )
     preset = prompt_format(config.prompt_format)
     _write_json(
         stage / "config_sentence_transformers.json",

@@ -1,8 +1,8 @@
 """Continuous batching: rows join and leave at any step, and each step is one packed forward over all of them.
 
-A row is a request in a slot of the key-value store. A step feeds every decoding row its last token and, within a budget,
-joining rows the next chunk of their prompts; rows whose prompt is through get their next token. A row may start from
-documents that were read before: their keys are rotated to their places in the slot, and only the prompt is computed.
+A row is a request in a slot of the key-value store. A step feeds every decoding row its last token and, within a
+budget, joining rows the next chunk of their prompts; rows whose prompt is through get their next token. A row may start
+from documents that were read before: their keys are rotated to their places in the slot, and only the prompt is computed.
 
 This module knows nothing about chats, retrieval or threads; one caller drives the steps.
 """
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from gritkit.attention import Plan, Segment
 from gritkit.backbone import Backbone
 from gritkit.errors import InputError, UnsupportedModelError
-from gritkit.generation.params import Completion, Delta, Event, FinishReason, Finished, SamplingParams, Usage
+from gritkit.generation.params import Completion, Delta, Event, Finished, FinishReason, SamplingParams, Usage
 from gritkit.generation.sampling import Sampler
 from gritkit.generation.text import TextStream
 from gritkit.kv.dockv import DocKV
@@ -34,7 +34,7 @@ class Request:
     """A prompt to continue, after documents that need not be read again."""
 
     prompt_ids: Sequence[int]
-    params: SamplingParams = SamplingParams()
+    params: SamplingParams = field(default_factory=SamplingParams)
     documents: Sequence[DocKV] = ()
 
     @property
@@ -102,8 +102,8 @@ class Decoder:
             raise InputError("the prompt is empty: there is nothing to continue")
         if room < 1:
             raise InputError(
-                f"the prompt has {past + len(request.prompt_ids)} tokens and the context holds {self._store.max_length} "
-                "with the answer: shorten it or give fewer documents"
+                f"the prompt has {past + len(request.prompt_ids)} tokens and the context holds "
+                f"{self._store.max_length} with the answer: shorten it or give fewer documents"
             )
         slot = self._store.take()
         try:

@@ -1,7 +1,7 @@
 """Next-token logits of one row -> one token id.
 
-The order is Hugging Face's: repetition penalty, temperature, top-k, top-p, min-p. A row has its own random generator, so
-its tokens do not depend on what else is being decoded.
+The order is Hugging Face's: repetition penalty, temperature, top-k, top-p, min-p. A row has its own random generator,
+so its tokens do not depend on what else is being decoded.
 
 This module knows nothing about models or text.
 """
@@ -51,7 +51,7 @@ class Sampler:
 
 
 def filtered(logits_V: Tensor, params: SamplingParams) -> Tensor:
-    """Logits divided by the temperature, -inf where top-k, top-p or min-p leave a token out; as they are when greedy."""
+    """Logits divided by the temperature, -inf where top-k, top-p or min-p drop a token; unchanged when greedy."""
     if params.temperature == 0.0:
         return logits_V
     logits_V = logits_V / params.temperature

@@ -1,7 +1,7 @@
 """Token ids -> text that may be shown: never half a character, never a part of a stop string.
 
 A tokenizer without state between calls decodes a window of the last ids before and after each new one; what the longer
-text adds is new. Text that ends in an unfinished character, or that may be the beginning of a stop string, is held back.
+text adds is new. Text that ends in an unfinished character, or that may begin a stop string, is held back.
 
 This module knows nothing about models or sampling.
 """

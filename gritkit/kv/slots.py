@@ -40,7 +40,7 @@ class SlotStore:
         return self._free.pop()
 
     def release(self, slot: int) -> None:
-        """Give a slot back; its contents are simply overwritten later, since nothing past a row's length is ever read."""
+        """Give a slot back; its contents are overwritten later: nothing past a row's length is ever read."""
         if slot in self._free or not 0 <= slot < self.num_slots:
             raise InputError(f"slot {slot} is not taken")
         self._free.append(slot)
