@@ -2,8 +2,8 @@
 
 At the root: plain Hugging Face (safetensors, tokenizer with the chat template), from which plain transformers
 generates, and ``gritkit_config.json``. Beside it, for sentence-transformers: ``modules.json`` that points to ``st/``,
-whose own ``config.json`` turns attention bidirectional and whose weight index points back to the root's safetensors. (In
-the root's config that switch would break generation, and as a keyword it is silently ignored.)
+whose own ``config.json`` turns attention bidirectional and whose weight index points back to the root's safetensors.
+(In the root's config that switch would break generation, and as a keyword it is silently ignored.)
 
 The folder is staged and renamed, so it is whole or absent.
 

@@ -2,7 +2,7 @@
 
 A row is a request in a slot of the key-value store. A step feeds every decoding row its last token and, within a
 budget, joining rows the next chunk of their prompts; rows whose prompt is through get their next token. A row may start
-from documents that were read before: their keys are rotated to their places in the slot, and only the prompt is computed.
+from documents that were read before: their keys are rotated to their places in the slot, and only the prompt is run.
 
 This module knows nothing about chats, retrieval or threads; one caller drives the steps.
 """
