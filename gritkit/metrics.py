@@ -206,7 +206,8 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
 
     The form of SQuAD 2.0: where either side has no words, 1 if both have none, else 0.
     """
-    return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split()) for answer in _accepted(answers))
+    words = normalize_answer(prediction).split()
+    return max(_f1(words, normalize_answer(answer).split()) for answer in _accepted(answers))
 
 
 def match(prediction: str, answers: Sequence[str]) -> float:

@@ -1,0 +1,24 @@
+"""What every test stands on: no network, two threads, and the shared data folder where it exists."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Read by the libraries when they are imported, so they are set before any test imports one.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of models and data sets beside the checkout, or the one that GRITKIT_SHARED names."""
+    folder = Path(os.environ.get("GRITKIT_SHARED") or Path(__file__).parents[2] / "shared")
+    if not folder.is_dir():
+        pytest.skip("the shared data folder is not beside this checkout")
+    return folder
