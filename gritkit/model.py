@@ -340,7 +340,9 @@ class GritModel(nn.Module):
     # -- scoring -------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def score(self, query: str, documents: Sequence[str], *, truncate: bool = False) -> list[float]:
+    def score(
+        self, query: str, documents: Sequence[str], *, truncate: bool = False, progress: bool = False
+    ) -> list[float]:
         """exp(mean log-probability of the query's tokens given the document), in [0, 1], in input order.
 
         The query likelihood of Sachan et al. 2022 (arXiv 2204.07496, eq. 2), under the format's ``score`` template.
@@ -352,21 +354,29 @@ class GritModel(nn.Module):
             raise UnsupportedModelError("this checkpoint has no language-model head: it embeds but cannot score")
         examples = self.tokens.to_score(query, documents, self.context_length, truncate=truncate)
         scores = torch.empty(len(documents), dtype=torch.float64)
-        for row in rows_of([len(example) for example in examples], token_budget(self.device)):
-            batch = pack([examples[i] for i in row]).to(self.device)
-            nll_K, sequence_K = self._token_losses(batch)
-            totals = torch.zeros(len(row), dtype=torch.float64).index_add(0, sequence_K, nll_K.double().cpu())
-            scores[row] = (-totals / sequence_K.bincount(minlength=len(row))).exp()
+        with _bar(progress, documents) as bar:
+            for row in rows_of([len(example) for example in examples], token_budget(self.device)):
+                batch = pack([examples[i] for i in row]).to(self.device)
+                nll_K, sequence_K = self._token_losses(batch)
+                totals = torch.zeros(len(row), dtype=torch.float64).index_add(0, sequence_K, nll_K.cpu().double())
+                scores[row] = (-totals / sequence_K.bincount(minlength=len(row))).exp()
+                bar.update(len(row))
         result: list[float] = scores.tolist()
         return result
 
     def rerank(
-        self, query: str, documents: Sequence[str], *, top_n: int | None = None, truncate: bool = False
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        truncate: bool = False,
+        progress: bool = False,
     ) -> list[Ranked]:
         """Documents by :meth:`score`, best first; equal scores keep their order."""
         if top_n is not None and top_n < 1:
             raise InputError(f"top_n={top_n} must be at least 1")
-        scores = self.score(query, documents, truncate=truncate)
+        scores = self.score(query, documents, truncate=truncate, progress=progress)
         order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
         return [Ranked(i, scores[i]) for i in order[:top_n]]
 
@@ -442,6 +452,6 @@ def _params(sampling: dict[str, Any]) -> SamplingParams:
 
 
 def _bar(progress: bool, texts: Iterable[str]) -> Any:
-    """A progress bar on stderr; off when not asked for or not a terminal."""
+    """A progress bar on stderr for what takes more than a second; off when not asked for or not a terminal."""
     total = len(texts) if isinstance(texts, Sequence) else None
-    return tqdm(total=total, unit=" texts", disable=None if progress else True, smoothing=0.05)
+    return tqdm(total=total, unit=" texts", disable=None if progress else True, smoothing=0.05, delay=1)
