@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Literal, Protocol
 
 import torch
@@ -99,8 +100,8 @@ class Plan:
     key_hook: KeyHook | None = None
     window_cap: int | None = None
     """Narrows every sliding window; the load-time probe looks through small windows at a model whose own is large."""
-    layers_run: set[int] = field(default_factory=set)
-    """Layers that attended by this plan, filled during the call; the caller checks that none is missing."""
+    layers_run: dict[int, int | None] = field(default_factory=dict)
+    """Layer -> its sliding window, of the layers that attended by this plan; filled during the call, checked after."""
     _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -110,13 +111,21 @@ class Plan:
                 raise InputError(f"segments must tile the row without gaps: {segment} does not start at {at}")
             if any(not 0 <= start < end <= segment.start for start, end in segment.reads):
                 raise InputError(f"a segment reads only what stands before it in the row: {segment}")
-            if segment.slot is None and segment.past:
+            ordered = sorted(segment.reads)
+            if any(end > start for (_, end), (start, _) in pairwise(ordered)):
+                raise InputError(f"a segment reads a key once: {segment}")
+            if segment.past < 0 or (segment.slot is None and segment.past):
                 raise InputError(f"past tokens need a slot: {segment}")
             if segment.slot is not None and (self.store is None or segment.reads or not segment.causal):
                 raise InputError(f"a slot needs a store, causal attention and no other reads: {segment}")
+            if self.store is not None and segment.reads:
+                raise InputError(f"beside a store a segment reads its slot or nothing: {segment}")
             at = segment.end
         if at == 0:
             raise InputError("a plan needs at least one token")
+        slots = [segment.slot for segment in self.segments if segment.slot is not None]
+        if len(set(slots)) < len(slots):
+            raise InputError(f"one segment a slot and a pass, not {slots}")
 
     @property
     def length(self) -> int:
@@ -204,14 +213,16 @@ def attend(
             )
     if query_1HTD.shape[2] != plan.length:
         raise InputError(f"the plan covers {plan.length} tokens and the row has {query_1HTD.shape[2]}")
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    plan.layers_run.add(layer)
+    layer = getattr(module, "layer_idx", None)
+    if not isinstance(layer, int):
+        raise UnsupportedModelError(f"{type(module).__name__} does not know which layer it is, and plans need it")
+    plan.layers_run[layer] = sliding_window
     if plan.key_hook is not None:
         query_1HTD, key_1GTD = plan.key_hook(layer, query_1HTD, key_1GTD, value_1GTD)
     if plan.store is not None:
         plan.store.put(layer, plan.segments, key_1GTD, value_1GTD)
         outputs = _attend_slots(plan, layer, query_1HTD, key_1GTD, value_1GTD, scaling, dropout, sliding_window)
-    elif query_1HTD.is_cuda and (varlen := varlen_kernel(query_1HTD.dtype)) is not None and dropout == 0.0:
+    elif dropout == 0.0 and (varlen := _varlen_for(query_1HTD, value_1GTD)) is not None:
         outputs = _attend_varlen(varlen, plan, query_1HTD, key_1GTD, value_1GTD, scaling, sliding_window)
     else:
         outputs = _attend_segments(plan, query_1HTD, key_1GTD, value_1GTD, scaling, dropout, sliding_window)
@@ -259,6 +270,9 @@ def _sdpa(
     sliding_window: int | None,
 ) -> Tensor:
     num_queries, num_keys = query_BHND.shape[2], key_BGLD.shape[2]
+    groups = query_BHND.shape[1] // key_BGLD.shape[1]
+    if groups > 1 and query_BHND.device.type == "mps":  # grouped and masked together, MPS had wrong before torch 2.13
+        key_BGLD, value_BGLD = (x.repeat_interleave(groups, 1) for x in (key_BGLD, value_BGLD))
     back, ahead = plan.reach(segment, sliding_window)
     # A limit that no query can feel needs no mask, and the kernels are fastest without one.
     back = None if back is not None and back >= num_keys - 1 else back
@@ -340,6 +354,14 @@ def attend_one_token_each(
 VarlenKernel = Callable[..., Tensor]
 
 
+def _varlen_for(query_1HTD: Tensor, value_1GTD: Tensor) -> VarlenKernel | None:
+    """The varlen kernel where device and head size allow one (flash attention: Ampere or later, sizes of 8 to 256)."""
+    if not query_1HTD.is_cuda or torch.cuda.get_device_capability(query_1HTD.device) < (8, 0):
+        return None
+    size = query_1HTD.shape[3]
+    return varlen_kernel(query_1HTD.dtype) if size == value_1GTD.shape[3] and size % 8 == 0 and size <= 256 else None
+
+
 @functools.cache
 def varlen_kernel(dtype: torch.dtype) -> VarlenKernel | None:
     """The CUDA kernel for packed rows: flash-attn's where installed, else torch's; None for dtypes they lack (fp32).
@@ -364,12 +386,17 @@ def varlen_kernel(dtype: torch.dtype) -> VarlenKernel | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
+    known = inspect.signature(varlen_attn).parameters
+    if not {"scale", "window_size"} <= set(known):  # torch's first versions of it had neither
+        return None
+    knows_groups = "enable_gqa" in known
 
     def torch_varlen(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int,
                      scale: float | None, window: tuple[int, int]) -> Tensor:  # fmt: skip
-        out = varlen_attn(
-            q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        grouped: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]} if knows_groups else {}
+        if not knows_groups and q.shape[1] != k.shape[1]:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window, **grouped)
         assert isinstance(out, Tensor)
         return out
 

@@ -171,7 +171,7 @@ def _probe_ids(backbone: Backbone, count: int) -> Tensor:
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    a, b = a.double(), b.double()
+    a, b = a.cpu().double(), b.cpu().double()  # in this order: MPS has no float64
     return float((a - b).norm() / b.norm().clamp_min(1e-30))
 
 
