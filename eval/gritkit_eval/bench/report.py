@@ -1,0 +1,68 @@
+"""A benchmark's Markdown section: the machine, the versions, the table; and the file that it goes to.
+
+This module knows nothing about contestants.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import typer
+
+from gritkit.errors import InputError
+from gritkit.files import resolve, write_atomic
+
+RESULTS = Path("eval/RESULTS.md")
+
+
+def machine() -> str:
+    """Processor, cores, memory and system, in one line."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        cpu = found.group(1).strip() if found else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cpu}, {cores} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def section(title: str, command: str, versions: Mapping[str, str], body: str) -> str:
+    """The section of one benchmark, headed by what made it."""
+    made = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return f"## {title}\n\nMade on {today} by `{command}`.\n{machine()}.\n{made}.\n\n{body}\n"
+
+
+def publish(report: str, title: str, results: Path | None) -> None:
+    """Replace the section ``title`` of the results file (or append it); without a file only say where it could go.
+
+    Raises:
+        InputError: for a results file that cannot be read.
+    """
+    path = resolve(results) if results is not None else RESULTS.absolute()
+    if results is None and not path.is_file():
+        typer.echo(f"Not written: no {RESULTS} here (give --results FILE)", err=True)
+        return
+    try:
+        before = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    if pattern.search(before):
+        after = pattern.sub(lambda _: report + "\n", before)
+    else:
+        after = before.rstrip("\n") + "\n\n" + report
+    write_atomic(path, (after.rstrip("\n") + "\n").encode("utf-8"))
+    typer.echo(f"Wrote the section {title!r} of {path}", err=True)
