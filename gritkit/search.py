@@ -115,9 +115,9 @@ def _search(
         for start in range(0, num_passages, block_size):
             stop = min(start + block_size, num_passages)
             scores = score(queries, start, stop)
-            if not np.isfinite(scores).all():
+            if not (np.isfinite(scores.min()) and np.isfinite(scores.max())):  # both are NaN where any score is
                 raise InputError(_blame(queries, scores, first, start))
-            best = _largest(np.concatenate([best, _largest(_keys(scores, start), width)], axis=1), width)
+            best = _largest(np.concatenate([best, _entrants(scores, start, best, width)], axis=1), width)
         best = -np.sort(-best, axis=1)
         scores_QK[rows], indices_QK[rows] = _unpack_keys(best)
     return scores_QK, indices_QK
@@ -134,7 +134,7 @@ def _dot(queries: Floats, passages: Floats) -> Floats:
     return scores
 
 
-def _keys(scores: Floats, start: int) -> Indices:
+def _keys(scores: Floats, indices: Indices) -> Indices:
     """(score, index) as one integer, of which a larger one is a higher score or, at equal scores, a lower index.
 
     The bits of a non-negative float order like integers; those of a negative one the other way round. One integer
@@ -142,8 +142,24 @@ def _keys(scores: Floats, start: int) -> Indices:
     """
     bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)  # + 0 turns -0.0 into 0.0, which equals it
     ordered = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
-    indices = np.arange(start, start + scores.shape[1], dtype=np.int64)
     keys: Indices = (ordered << 32) | (0xFFFFFFFF - indices)
+    return keys
+
+
+def _entrants(scores: Floats, start: int, best: Indices, width: int) -> Indices:
+    """Keys of a block's scores that can still enter the best, [Q, as many as any query has], others the smallest key.
+
+    Blocks come in the order of their indices, so a score that only equals the worst of ``width`` kept ones loses. After
+    the first blocks hardly any score passes, which spares the making and sorting of keys for the rest.
+    """
+    if best.shape[1] < width:
+        return _keys(scores, np.arange(start, start + scores.shape[1]))
+    worst_Q, _ = _unpack_keys(best.min(axis=1))
+    rows, columns = np.divmod(np.flatnonzero(scores > worst_Q[:, None]), scores.shape[1])
+    counts = np.bincount(rows, minlength=len(scores))
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)  # 0, 1, ... within each query
+    keys = np.full((len(scores), counts.max(initial=0)), np.iinfo(np.int64).min)
+    keys[rows, place] = _keys(scores[rows, columns], start + columns)
     return keys
 
 

@@ -59,7 +59,7 @@ def test_many_queries_cross_the_query_block() -> None:
 
 @given(hnp.arrays(np.float32, (3, 5), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
 def test_keys_order_like_scores_and_give_them_back(scores: np.ndarray) -> None:
-    keys = search._keys(scores, 7)
+    keys = search._keys(scores, np.arange(7, 12))
     back, indices = search._unpack_keys(keys)
     np.testing.assert_array_equal(back, scores)
     np.testing.assert_array_equal(indices, np.broadcast_to(np.arange(7, 12), scores.shape))
