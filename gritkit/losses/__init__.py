@@ -1,0 +1,9 @@
+"""The objectives. A loss returns a sum; the caller divides by a count that it can see.
+
+This package knows nothing about models, data or training loops: tensors in, a scalar out.
+"""
+
+from gritkit.losses.contrastive import InfoNCE
+from gritkit.losses.next_token import NextToken
+
+__all__ = ["InfoNCE", "NextToken"]

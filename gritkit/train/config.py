@@ -1,0 +1,106 @@
+"""The settings of a training run: transformers' own, with the defaults that GRIT wants, and those of the unified step.
+
+This module knows nothing about models or data.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from gritkit.errors import InputError
+
+
+@dataclass(kw_only=True)
+class TrainConfig(TrainingArguments):
+    """Everything ``transformers.TrainingArguments`` knows (learning rate, schedule, bf16, saving, reporting, ...),
+    and these.
+
+    The global batch is the unit: it is cut into packed rows of ``tokens_per_row``, so there is no micro-batch to set.
+    Fields are set when it is made and not changed later.
+
+    Raises:
+        InputError: for a value that cannot be, or settings that contradict each other.
+    """
+
+    output_dir: str | None = field(default=None)
+    """Where checkpoints, the loss curves and, at the end, the folder ``model`` go. Required."""
+
+    embedding_batch_size: int = field(default=256)
+    """Queries of a contrastive batch; each meets the passages of all others. (The paper: 2048.)"""
+    generative_batch_size: int = field(default=32)
+    """Conversations or texts of a step. (The paper: 256.)"""
+    num_hard_negatives: int = field(default=1)
+    """Given negatives used of each embedding record, drawn anew each time."""
+    query_max_length: int | None = field(default=None)
+    """Tokens of a query, format and instruction included; None: 256, or the model's context where that is shorter."""
+    passage_max_length: int | None = field(default=None)
+    """Tokens of a passage; None: 2048, or the model's context where that is shorter."""
+    generative_max_length: int | None = field(default=None)
+    """Tokens of a generative example; None: 2048, or the model's context where that is shorter."""
+    tokens_per_row: int | None = field(default=None)
+    """Tokens of one pass of the model; None: what suits the device."""
+
+    temperature: float = field(default=0.02)
+    """What similarities are divided by in the contrastive loss."""
+    in_batch_negatives: bool = field(default=True)
+    """Whether a query meets the passages of other queries."""
+    embedding_weight: float = field(default=1.0)
+    """Factor of the contrastive loss in the total."""
+    generative_weight: float = field(default=1.0)
+    """Factor of the next-token loss in the total."""
+
+    plot: bool = field(default=True)
+    """Whether the loss curves are drawn to ``losses.png`` at every save and at the end."""
+
+    learning_rate: float = field(default=2e-5)
+    warmup_steps: float = field(default=0.03)
+    """Steps of warm-up; below 1, the share of all steps."""
+    logging_steps: float = field(default=1)
+    report_to: str | list[str] | None = field(default="none")
+    """Nothing is reported anywhere unless a reporter is named."""
+    remove_unused_columns: bool = field(default=False)
+    logging_nan_inf_filter: bool = field(default=False)
+    """A loss that is not finite stops the run instead of being smoothed over."""
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise InputError("output_dir is missing: the folder that checkpoints and the model are written to")
+        for name in ("embedding_batch_size", "generative_batch_size", "tokens_per_row"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name}={value} must be at least 1")
+        if self.num_hard_negatives < 0:
+            raise InputError(f"num_hard_negatives={self.num_hard_negatives} must not be negative")
+        for name in ("query_max_length", "passage_max_length", "generative_max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                raise InputError(f"{name}={value} leaves no room for a token beside the beginning of the text")
+        if not self.temperature > 0:
+            raise InputError(f"temperature={self.temperature} must be above 0")
+        if min(self.embedding_weight, self.generative_weight) < 0 or not self.embedding_weight + self.generative_weight:
+            raise InputError(
+                f"embedding_weight={self.embedding_weight} and generative_weight={self.generative_weight} must not be "
+                "negative, nor both 0"
+            )
+        if not self.in_batch_negatives and not self.num_hard_negatives:
+            raise InputError("in_batch_negatives=False with num_hard_negatives=0 leaves no negatives at all")
+        if self.gradient_accumulation_steps != 1:
+            raise InputError(
+                "gradient_accumulation_steps must stay 1: raise embedding_batch_size and generative_batch_size, the "
+                "global batch is cut into rows of tokens_per_row whatever its size"
+            )
+        # What transformers counts samples by; the batches themselves are made by gritkit.data.
+        self.per_device_train_batch_size = self.embedding_batch_size
+        # The sampler's place is in the checkpoint, so nothing has to be drawn again and thrown away on resume.
+        self.ignore_data_skip = True
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()
+        super().__post_init__()  # type: ignore[no-untyped-call]
+
+    @property
+    def n_gpu(self) -> int:
+        """One process drives at most one GPU: torch's DataParallel would split packed rows anywhere."""
+        return min(1, int(super().n_gpu))
