@@ -89,6 +89,10 @@ class Decoder:
         """Whether a step would do anything."""
         return bool(self._rows)
 
+    def num_produced(self, row: int) -> int:
+        """Tokens that a row has so far: 0 while its prompt is still being computed, and once it has finished."""
+        return len(self._rows[row].produced) if row in self._rows else 0
+
     def join(self, request: Request) -> int:
         """Take a slot and lay the documents into it; returns the row's number, which its events carry.
 

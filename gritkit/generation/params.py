@@ -5,8 +5,9 @@ This module knows nothing about models or tokenizers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from gritkit.errors import InputError
 
@@ -54,6 +55,15 @@ class SamplingParams:
         for name, (holds, what) in rules.items():
             if not holds:
                 raise InputError(f"{name}={getattr(self, name)!r} must be {what}")
+
+    @staticmethod
+    def of(options: Mapping[str, Any]) -> SamplingParams:
+        """From a caller's keywords. Raises InputError for one that there is not."""
+        known = SamplingParams.__dataclass_fields__
+        for name in options:
+            if name not in known:
+                raise InputError(f"unknown generation option {name!r}; known are {', '.join(sorted(known))}")
+        return SamplingParams(**options)
 
 
 @dataclass(frozen=True)
