@@ -27,7 +27,8 @@ Bits = npt.NDArray[np.uint8]
 Id = TypeVar("Id", bound=Hashable)
 
 _QUERY_BLOCK = 256
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+_SMALLEST_SCALE = np.finfo(np.float32).tiny
+_LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))  # 127 of it are finite
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Search
@@ -227,7 +228,7 @@ def quantize_int8(vectors_ND: npt.NDArray[Any]) -> tuple[Codes, Floats]:
     _check_matrix(vectors_ND, "vectors")
     vectors = _float32(vectors_ND)
     _check_finite(vectors, "vector")
-    scale = np.abs(vectors).max(axis=1, initial=0) / np.float32(127)
+    scale = np.minimum(np.abs(vectors).max(axis=1, initial=0) / np.float32(127), _LARGEST_SCALE)
     scale[scale < _SMALLEST_SCALE] = 0  # a scale in the denormal range has too few digits to divide by
     divisor = np.where(scale == 0, np.float32(np.inf), scale)
     return np.rint(vectors / divisor[:, None]).astype(np.int8), scale

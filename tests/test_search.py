@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -163,6 +163,8 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 @given(hnp.arrays(np.float32, st.tuples(st.integers(0, 4), st.integers(1, 12)), elements=FLOATS))
+@example(np.full((1, 1), np.finfo(np.float32).max))
+@example(np.full((1, 1), 1e-37, np.float32))
 def test_int8_error_is_at_most_half_a_scale(vectors: np.ndarray) -> None:
     codes, scale = search.quantize_int8(vectors)
     assert (codes.dtype, scale.dtype, scale.shape) == (np.int8, np.float32, vectors.shape[:1])
