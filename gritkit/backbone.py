@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gritkit import attention
 from gritkit.attention import Plan, Segment, WindowRule
-from gritkit.errors import UnsupportedModelError
+from gritkit.errors import GritkitError, UnsupportedModelError
 from gritkit.rope import DeferredRotation, Rope
 
 
@@ -57,8 +57,16 @@ class Backbone:
 
     @property
     def context_length(self) -> int:
-        """Positions that the model was made for."""
-        return int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
+        """Positions that the model was made for.
+
+        LongRoPE has other frequencies from one length on, for a whole row at once: a short text would depend on the
+        long ones beside it, and stored keys on what came later. So its context ends where its frequencies change.
+        """
+        stated = int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
+        rotary = getattr(self.config, "rope_parameters", None) or {}
+        if rotary.get("rope_type") == "longrope":
+            return min(stated, int(rotary.get("original_max_position_embeddings") or stated))
+        return stated
 
     @property
     def sliding_window(self) -> int | None:
@@ -142,8 +150,15 @@ def probe(backbone: Backbone, window_rule: WindowRule) -> ProbeReport:
     """
     name = type(backbone.base).__name__
     tolerance = 1e-3 if backbone.dtype in (torch.float32, torch.float64) else 5e-2
-    ids = _probe_ids(backbone, 24)
-    causal_error = _causal_error(backbone, ids)
+    ids = _probe_ids(backbone, min(24, backbone.context_length))
+    try:
+        causal_error = _causal_error(backbone, ids)
+    except (GritkitError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # modeling code that knows no packed rows fails in its own ways
+        raise UnsupportedModelError(
+            f"{name}: a forward pass under an attention plan fails with {type(error).__name__}: {error}"
+        ) from error
     if not causal_error < tolerance:
         raise UnsupportedModelError(
             f"{name}: a causal plan differs from its own forward by {causal_error:.1e} (relative)"
@@ -183,13 +198,29 @@ def _states(backbone: Backbone, ids: Tensor, plan: Plan, positions: Tensor | Non
 
 def _causal_error(backbone: Backbone, ids: Tensor) -> float:
     """Against eager attention, switched to only here, before anybody else holds the model."""
-    ours = _states(backbone, ids, Plan.of([len(ids)], causal=True))
+    plan = Plan.of([len(ids)], causal=True)
+    ours = _states(backbone, ids, plan)
+    _check_windows(backbone, plan)
     backbone.base.set_attn_implementation("eager")
     try:
         theirs = backbone.base.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0]
     finally:
         backbone.base.set_attn_implementation(attention.NAME)
     return _relative(ours, theirs)
+
+
+def _check_windows(backbone: Backbone, plan: Plan) -> None:
+    """Each layer must have passed the window that its config states; real windows are too wide to be felt here."""
+    name = type(backbone.base).__name__
+    for layer, window in plan.layers_run.items():
+        kind = backbone.layer_types[layer] if backbone.layer_types else None
+        if kind not in (None, "full_attention", "sliding_attention"):
+            raise UnsupportedModelError(f"{name}: layer {layer} is of the kind {kind!r}, which plans do not know")
+        stated = None if kind == "full_attention" else backbone.sliding_window
+        if window != stated:
+            raise UnsupportedModelError(
+                f"{name}: layer {layer} attends through a window of {window} and its config states {stated}"
+            )
 
 
 def _perturb(backbone: Backbone, ids: Tensor, rule: WindowRule) -> tuple[float, float]:

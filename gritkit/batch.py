@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gritkit.errors import InputError
 from gritkit.tokens import TokenSeq
 
 # Tokens of a forward pass. A CPU is fastest while the activations stay in its caches; a GPU wants work for every core.
@@ -45,7 +46,13 @@ class Batch:
 
 
 def pack(sequences: Sequence[TokenSeq]) -> Batch:
-    """The sequences in their given order, positions counting from 0 in each."""
+    """The sequences in their given order, positions counting from 0 in each.
+
+    Raises:
+        InputError: when a sequence's first token is a target: in a packed row another sequence would predict it.
+    """
+    if any(len(sequence) and sequence.loss_mask[0] for sequence in sequences):
+        raise InputError("a sequence's first token cannot be a next-token target: nothing stands before it")
     lengths = [len(sequence.ids) for sequence in sequences]
     return Batch(
         ids_T=torch.from_numpy(np.concatenate([sequence.ids for sequence in sequences])),

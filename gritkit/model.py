@@ -131,7 +131,8 @@ class GritModel(nn.Module):
     def from_parts(
         cls, lm: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EmbeddingConfig | None = None
     ) -> GritModel:
-        """Around a causal language model that is in memory already; its attention is switched to gritkit's."""
+        """Around a causal language model in memory; its attention is switched to gritkit's, its dropout off."""
+        lm.eval()  # as from_pretrained; a fresh model is in training mode, where dropout would blur every vector
         Backbone(lm).base.set_attn_implementation(attention.NAME)
         return cls(lm, tokenizer, config or EmbeddingConfig(), writes=True)
 
@@ -256,7 +257,7 @@ class GritModel(nn.Module):
         self, texts: Iterable[str], role: Role, instruction: str | None, max_length: int | None, truncate: bool
     ) -> Iterator[list[TokenSeq]]:
         """Token sequences of a chunk of texts at a time, errors naming the index in the whole."""
-        limit = self.embedding_config.max_length if max_length is None else max_length
+        limit = min(self.embedding_config.max_length, self.context_length) if max_length is None else max_length
         if not 1 <= limit <= self.context_length:
             raise InputError(f"max_length={limit} must be between 1 and the context of {self.context_length} tokens")
         if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):

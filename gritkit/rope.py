@@ -60,6 +60,7 @@ class Rope:
         self.layer_types: list[str | None] = list(layer_types) if self._by_type and layer_types else [None] * num_layers
         self.rotates = [True] * num_layers
         """Which layers rotate at all; the probe clears the ones that do not (NoPE layers)."""
+        self._scaling: dict[str | None, float] = {}
 
     def tables(self, positions_T: Tensor) -> Tables:
         """Cosines and sines at the given positions (any integer dtype), for every kind of layer."""
@@ -80,13 +81,16 @@ class Rope:
         turned = self._rotate(wide, wide, cos, sin)[0].to(keys_1GTD.dtype)
         return turned if size == keys_1GTD.shape[-1] else torch.cat([turned, keys_1GTD[..., size:]], -1)
 
-    def plain(self, keys_1GTD: Tensor, layer: int) -> Tensor:
+    def plain(self, keys_1GTD: Tensor, tables: Tables, layer: int) -> Tensor:
         """Keys that the layer rotated at position 0 -> without the attention scaling that came with it."""
         if not self.rotates[layer]:
             return keys_1GTD
-        zero = torch.zeros(1, 1, dtype=torch.long, device=keys_1GTD.device)
-        cos, _ = self._table(zero, self.layer_types[layer])
-        scaling, size = float(cos.flatten()[0]), cos.shape[-1]
+        kind = self.layer_types[layer]
+        cos = tables[kind][0]
+        if kind not in self._scaling:  # read once: on a GPU every look waits for the device
+            zero = torch.zeros(1, 1, dtype=torch.long, device=keys_1GTD.device)
+            self._scaling[kind] = float(self._table(zero, kind)[0].flatten()[0])
+        scaling, size = self._scaling[kind], cos.shape[-1]
         if scaling == 1.0:
             return keys_1GTD
         return torch.cat([keys_1GTD[..., :size] / scaling, keys_1GTD[..., size:]], -1)
@@ -102,6 +106,6 @@ class DeferredRotation:
         """Layer -> (plain keys, values), each [1, G, T, D]."""
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        query, key = self._rope.plain(query, layer), self._rope.plain(key, layer)
+        query, key = (self._rope.plain(x, self._tables, layer) for x in (query, key))
         self.kept[layer] = (key, value)
         return self._rope.rotate(query, self._tables, layer), self._rope.rotate(key, self._tables, layer)

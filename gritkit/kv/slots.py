@@ -45,8 +45,12 @@ class SlotStore:
             raise InputError(f"slot {slot} is not taken")
         self._free.append(slot)
 
+    @torch.inference_mode()  # the first writer's mode would otherwise decide who may write after it
     def put(self, layer: int, segments: Sequence[Segment], key_1GTD: Tensor, value_1GTD: Tensor) -> None:
         keys, values = self._of(layer, key_1GTD, value_1GTD)
+        longest = max((s.past + s.length for s in segments if s.slot is not None), default=0)
+        if longest > self.max_length:  # before anything is written
+            raise InputError(f"a slot holds {self.max_length} tokens and {longest} are needed")
         if all(segment.length == 1 and segment.slot is not None for segment in segments):
             slots = torch.tensor([segment.slot for segment in segments], device=keys.device)
             places = torch.tensor([segment.past for segment in segments], device=keys.device)
@@ -58,6 +62,7 @@ class SlotStore:
                 new = slice(segment.start, segment.end)
                 self.write(layer, segment.slot, segment.past, key_1GTD[0, :, new], value_1GTD[0, :, new])
 
+    @torch.inference_mode()
     def write(self, layer: int, slot: int, at: int, keys_GND: Tensor, values_GND: Tensor) -> None:
         """Set N tokens of a slot from place ``at`` on; also how cached documents enter."""
         keys, values = self._of(layer, keys_GND[None], values_GND[None])
