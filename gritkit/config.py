@@ -45,8 +45,12 @@ class EmbeddingConfig:
         ):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
-        if not isinstance(self.max_length, int) or self.max_length < 1:
+        if not _is_count(self.max_length):
             raise InputError(f"max_length={self.max_length!r} must be a positive whole number")
+        if not isinstance(self.prompt_format, str):
+            raise InputError(f"prompt_format={self.prompt_format!r} must be the name of a preset")
+        if not isinstance(self.matryoshka_dims, tuple) or not all(map(_is_count, self.matryoshka_dims)):
+            raise InputError(f"matryoshka_dims={self.matryoshka_dims!r} must be a list of positive whole numbers")
 
     def override(self, **given: Any) -> EmbeddingConfig:
         """A copy with the values that are not None replaced."""
@@ -65,7 +69,7 @@ class EmbeddingConfig:
         if not isinstance(fields, dict):
             raise CheckpointError(f"{where} holds {type(fields).__name__} instead of an object")
         version = fields.pop("format_version", None)
-        if version != FORMAT_VERSION:
+        if version is True or version != FORMAT_VERSION:
             raise CheckpointError(
                 f"{where} has format version {version!r} and this gritkit reads {FORMAT_VERSION}: "
                 "save the model again with the gritkit that made it, or update gritkit"
@@ -74,9 +78,13 @@ class EmbeddingConfig:
         unknown = sorted(set(fields) - known)
         if unknown:
             raise CheckpointError(f"{where} has an unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
-        if "matryoshka_dims" in fields:
+        if isinstance(fields.get("matryoshka_dims"), list):
             fields["matryoshka_dims"] = tuple(fields["matryoshka_dims"])
         try:
             return EmbeddingConfig(**fields)
         except InputError as error:
             raise CheckpointError(f"{where}: {error}") from None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
