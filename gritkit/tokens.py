@@ -8,6 +8,8 @@ This module knows nothing about models, attention or batches.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,10 +61,13 @@ class Tokens:
         self.hf = tokenizer
         self.format = prompt_format
         # An own copy: texts are encoded without truncation, padding or special tokens found inside them.
-        self._text = Tokenizer.from_str(backend.to_str())
+        saved = backend.to_str()
+        self._text = Tokenizer.from_str(saved)
         self._text.no_truncation()
         self._text.no_padding()
         self._text.encode_special_tokens = True
+        self._inner = _inner(self._text, saved)
+        """For what does not stand first in its row: without the space that some tokenizers put before a first word."""
         marked = self._text.encode("a")
         inner = [index for index, special in enumerate(marked.special_tokens_mask) if not special]
         if not inner:
@@ -72,6 +77,14 @@ class Tokens:
         self._eos_added: list[int] = marked.ids[inner[-1] + 1 :]
         self.eos_id: int | None = tokenizer.eos_token_id
         self.special_ids: frozenset[int] = frozenset(tokenizer.all_special_ids)
+        specials = [token for token in self._text.get_added_tokens_decoder().values() if token.special]
+        self._special = re.compile(
+            "|".join(
+                r"\s*" * token.lstrip + re.escape(token.content) + r"\s*" * token.rstrip
+                for token in sorted(specials, key=lambda token: -len(token.content))
+            )
+            or r"(?!)"
+        )
 
     @property
     def backend(self) -> Tokenizer:
@@ -96,8 +109,9 @@ class Tokens:
     ) -> list[TokenSeq]:
         """Formatted texts, pooled over the text's own tokens (neither beginning, instruction nor format).
 
-        A token that starts inside the prefix is the prefix's, as in the original GRIT code. An end-of-text token is
-        pooled and survives truncation.
+        A token that starts inside the prefix is the prefix's, as in the original GRIT code; but a word that took the
+        space before it ("query: cat" -> ..., ":", " cat") is the text's. An end-of-text token is pooled and survives
+        truncation.
 
         Raises:
             InputError: naming the index: empty or too long a text, a lone surrogate, an instruction that fills it all.
@@ -121,11 +135,7 @@ class Tokens:
                 ids = [*ids[: max_length - len(tail)], *tail]
             pooled = np.ones(len(ids), dtype=bool)
             begins = len(self.bos_ids)
-            pooled[:begins] = False
-            for at, (start, _) in enumerate(item.offsets[: len(ids) - begins], begins):
-                if start >= len(prefix):
-                    break
-                pooled[at] = False
+            pooled[: begins + _leading(item.offsets, prefix)] = False
             if not pooled[: len(ids) - len(tail)].any():
                 raise InputError(
                     f"text {index} has no token left beside its prompt of {begins + self._length(prefix)} tokens "
@@ -183,9 +193,10 @@ class Tokens:
             if number:
                 opening = self.format.turn_separator + opening
             text = opening + check_text(answer or "", f"turn {number}")
-            encoded = self._text.encode(text, add_special_tokens=False)
+            encoded = (self._inner if ids else self._text).encode(text, add_special_tokens=False)
             ids += encoded.ids
-            loss += [start >= len(opening) for start, _ in encoded.offsets]
+            own = len(encoded.ids) - _leading(encoded.offsets, opening)
+            loss += [False] * (len(encoded.ids) - own) + [True] * own
             if answer is not None:
                 if self.eos_id is None:
                     raise InputError("the tokenizer has no end-of-text token to end a turn with")
@@ -200,13 +211,29 @@ class Tokens:
                 "this checkpoint has no chat template: use complete() with a raw prompt, "
                 "or load it with prompt_format='grit'"
             )
-        for index, message in enumerate(messages):
-            check_text(message["content"], f"message {index}")
+        contents = [check_text(message["content"], f"message {index}") for index, message in enumerate(messages)]
+        # A mark inside every special token that a message spells: the template's own ones alone are then parsed.
+        mark = next(chr(code) for code in range(0xE000, 0xF8FF) if not any(chr(code) in text for text in contents))
+        shielded = [
+            {**message, "content": self._special.sub(lambda found: mark.join(found[0]), message["content"])}
+            for message in messages
+        ]
         try:
-            rendered = self.hf.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+            rendered = str(self.hf.apply_chat_template(shielded, add_generation_prompt=True, tokenize=False))
         except Exception as error:  # a template raises whatever its author chose
             raise InputError(f"the checkpoint's chat template refuses these messages: {error}") from None
-        return list(self.hf.encode(str(rendered), add_special_tokens=False))
+        if mark not in rendered:
+            return list(self.hf.encode(rendered, add_special_tokens=False))
+        ids: list[int] = []
+        at = 0
+        for found in [*self._special.finditer(rendered), None]:
+            between = rendered[at : found.start() if found else None].replace(mark, "")
+            if between:
+                ids += (self._inner if ids else self._text).encode(between, add_special_tokens=False).ids
+            if found:
+                ids.append(self._text.token_to_id(found[0].strip()))
+                at = found.end()
+        return ids
 
     def to_score(self, query: str, documents: Sequence[str], max_length: int, *, truncate: bool) -> list[TokenSeq]:
         """Each document, then the query, under the format's ``score`` template; the query's tokens are the targets.
@@ -237,8 +264,9 @@ class Tokens:
 
     def _to_score(self, opening: str, query: str) -> TokenSeq:
         encoded = self._text.encode(opening + query, add_special_tokens=False)
-        loss = [start >= len(opening) for start, _ in encoded.offsets]
-        return sequence([*self.bos_ids, *encoded.ids], loss=[*[False] * len(self.bos_ids), *loss])
+        loss = np.ones(len(self.bos_ids) + len(encoded.ids), dtype=bool)
+        loss[: len(self.bos_ids) + _leading(encoded.offsets, opening)] = False
+        return sequence([*self.bos_ids, *encoded.ids], loss=loss)
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
@@ -256,6 +284,34 @@ class Tokens:
             ids = self._templated([{"role": "user", "content": question}])
             return ids[len(self.bos_ids) :] if ids[: len(self.bos_ids)] == self.bos_ids else ids
         return self.encode(self.format.ask.replace("{question}", question))
+
+
+def _leading(offsets: Sequence[tuple[int, int]], prefix: str) -> int:
+    """How many tokens belong to the prefix: those that start in it, unless they take only its last spaces."""
+    border = len(prefix.rstrip(" "))
+    for count, (start, end) in enumerate(offsets):
+        if start >= len(prefix) or (start >= border and end > len(prefix)):
+            return count
+    return len(offsets)
+
+
+def _inner(tokenizer: Tokenizer, saved: str) -> Tokenizer:
+    """The tokenizer as it encodes what follows a special token: "prepend a space to the first word only" is off."""
+    if '"first"' not in saved:  # large vocabularies take a second to parse
+        return tokenizer
+    state = json.loads(saved)
+    stages = [state.get("pre_tokenizer") or {}]
+    stages += stages[0].get("pretokenizers", [])
+    firsts = [stage for stage in stages if stage.get("prepend_scheme") == "first"]
+    if not firsts:
+        return tokenizer
+    for stage in firsts:
+        stage["prepend_scheme"] = "never"
+    inner = Tokenizer.from_str(json.dumps(state))
+    inner.no_truncation()
+    inner.no_padding()
+    inner.encode_special_tokens = True
+    return inner
 
 
 def check_text(text: object, what: str) -> str:
