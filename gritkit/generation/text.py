@@ -24,7 +24,11 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._ids = list(prompt_ids[-_CONTEXT:])
+        # Half a character at the start of the window would break the bytes of every character right after it.
+        while len(self._ids) > 1 and self._decode(self._ids).startswith(_UNFINISHED):
+            del self._ids[0]
         self._window, self._shown_ids = 0, len(self._ids)
+        self._given: int | None = None
         self._held = ""
         self.stopped = False
         """Whether a stop string was met; nothing comes after it."""
@@ -39,15 +43,19 @@ class TextStream:
         return "" if self.stopped else self._release(self._decoded(last=True), last=True)
 
     def _decoded(self, *, last: bool) -> str:
-        before = self._decode(self._ids[self._window : self._shown_ids])
+        before = self._given
+        if before is None:
+            before = len(self._decode(self._ids[self._window : self._shown_ids]))
         after = self._decode(self._ids[self._window :])
-        waiting = len(self._ids) - self._shown_ids
-        if after.endswith(_UNFINISHED) and not last and waiting < _LONGEST_CHARACTER:
+        if after.endswith(_UNFINISHED) and not last:
+            if len(self._ids) - self._shown_ids < _LONGEST_CHARACTER:
+                return ""
+            self._given = max(before, len(after) - 1)  # the last one may yet become a character
+            return after[before : self._given]
+        if len(after) <= before and not last:
             return ""
-        if len(after) <= len(before) and not last:
-            return ""
-        self._window, self._shown_ids = self._shown_ids, len(self._ids)
-        return after[len(before) :]
+        self._window, self._shown_ids, self._given = self._shown_ids, len(self._ids), None
+        return after[before:]
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
