@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gritkit.errors import InputError, MissingExtraError, StoreError, UnsupportedModelError
+from gritkit.model import GritModel
+from gritkit.rag import AddReport, Document, Rag
+from gritkit.rag.manifest import FILE_NAME
+from tests.models import TEXTS, grit_model, shared_model
+
+HOSTILE = [
+    "it's",
+    'say "hi"',
+    "x' OR '1'='1",
+    "'; DROP TABLE documents; --",
+    "''",
+    "back\\",
+    "back\\'",
+    "new\nline",
+    "żółć 東京 🦊",
+    "nul\0inside",
+    "100%_",
+    "`id`",
+    " ",
+    "]",
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> GritModel:
+    return shared_model("llama")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "kb"
+
+
+@pytest.fixture
+def rag(folder: Path, model: GritModel) -> Iterator[Rag]:
+    with Rag.open(folder, model) as opened:
+        yield opened
+
+
+def blocks(folder: Path) -> list[Path]:
+    return sorted((folder / "blocks").glob("??/??/*.kv"))
+
+
+class Reads:
+    """How many texts a model read while it is watched."""
+
+    def __init__(self, model: GritModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.texts: list[str] = []
+        self.calls = 0
+        read = model.read
+
+        def watched(documents: Any, **options: Any) -> Any:
+            self.texts += documents
+            self.calls += 1
+            return read(documents, **options)
+
+        monkeypatch.setattr(model, "read", watched)
+
+
+# -- adding, replacing, deleting ---------------------------------------------------------------------------------
+
+
+def test_documents_are_read_once(rag: Rag, model: GritModel, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads(model, monkeypatch)
+    assert rag.add(list(TEXTS)) == AddReport(added=len(TEXTS), updated=0, skipped=0)
+    assert sorted(reads.texts) == sorted(TEXTS)
+    assert reads.calls == 1
+    assert rag.add(text for text in TEXTS) == AddReport(added=0, updated=0, skipped=len(TEXTS))
+    rag.search("fox")
+    rag.ask("fox?", max_new_tokens=2)
+    assert len(reads.texts) == len(TEXTS)
+    assert len(rag) == len(blocks(folder)) == len(TEXTS)
+
+
+def test_a_known_id_is_replaced(rag: Rag, folder: Path) -> None:
+    assert rag.add(Document("the old text", id="a")) == AddReport(1, 0, 0)
+    (old,) = blocks(folder)
+    assert rag.add([Document("the new text", id="a"), Document("another", id="b")]) == AddReport(1, 1, 0)
+    assert {(hit.id, hit.text) for hit in rag.search("text")} == {("a", "the new text"), ("b", "another")}
+    assert len(rag) == 2
+    assert len(blocks(folder)) == 2
+    assert old not in blocks(folder)  # nothing needs it any more
+
+
+def test_new_metadata_does_not_read_again(rag: Rag, model: GritModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rag.add(Document("some text", id="a", metadata={"year": 1}))
+    before = rag.search("text")[0]
+    reads = Reads(model, monkeypatch)
+    assert rag.add(Document("some text", id="a", metadata={"year": 2})) == AddReport(0, 1, 0)
+    assert reads.calls == 0
+    assert rag.search("text", where={"year": 1}) == []
+    (hit,) = rag.search("text", where={"year": 2})
+    assert (hit.metadata, hit.score) == ({"year": 2}, before.score)
+    assert rag.ask("what?", max_new_tokens=1).recomputed == 0
+
+
+def test_an_id_twice_in_one_call_keeps_the_last(rag: Rag) -> None:
+    twice = [Document("first", id="a"), Document("second", id="a"), Document("second", id="a")]
+    assert rag.add(twice) == AddReport(added=1, updated=1, skipped=1)
+    assert [hit.text for hit in rag.search("text")] == ["second"]
+
+
+def test_equal_texts_share_a_block_until_the_last_is_gone(rag: Rag, folder: Path) -> None:
+    rag.add([Document("the same", id="a"), Document("the same", id="b")])
+    assert len(blocks(folder)) == 1
+    assert rag.delete("a") == 1
+    assert len(blocks(folder)) == 1
+    assert rag.ask("same?", max_new_tokens=1).recomputed == 0
+    assert rag.delete(["a", "b", "never there", "b"]) == 1
+    assert blocks(folder) == []
+    assert len(rag) == 0
+
+
+def test_a_thousand_documents_in_batches(
+    rag: Rag, model: GritModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Reads(model, monkeypatch)
+    documents = [Document(f"entry {i} of {i % 7}", metadata={"mod": i % 7}) for i in range(1000)]
+    assert rag.add(documents) == AddReport(1000, 0, 0)
+    assert len(rag) == len(blocks(folder)) == 1000
+    assert reads.calls < 20
+    versions = len(list((folder / "documents.lance" / "_versions").iterdir()))
+    assert versions < 10  # a write per batch, not per document
+    assert len(rag.search("entry", top_k=1000, where={"mod": 3})) == 143
+    assert rag.delete(document.id for document in documents[:990]) == 990
+    assert len(rag) == 10
+
+
+def test_a_document_that_cannot_be_added_is_named(rag: Rag, model: GritModel) -> None:
+    too_long = "word " * 600
+    with pytest.raises(InputError, match=r"document 'big' .* tokens long and max_length is 512"):
+        rag.add([Document("fine", id="small"), Document(too_long, id="big")])
+    assert len(rag) == 0  # a batch is whole or absent
+    with pytest.raises(InputError, match=r"document 'none' .* empty"):
+        rag.add(Document(" \n", id="none"))
+    with pytest.raises(InputError, match="int"):
+        rag.add([1])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="iterable"):
+        rag.add(5)  # type: ignore[arg-type]
+    assert rag.add(Document(too_long, id="big"), truncate=True) == AddReport(1, 0, 0)
+    assert rag.search("word")[0].text == too_long
+
+
+def test_a_cut_document_is_recomputed_as_it_was_cut(folder: Path) -> None:
+    model = grit_model("llama", max_length=20)
+    with Rag.open(folder, model) as rag:
+        rag.add("one two three four five six seven eight nine ten", truncate=True)
+        before = rag.ask("three?", max_new_tokens=6)
+        assert before.usage.cached_tokens == 20
+        blocks(folder)[0].unlink()
+        after = rag.ask("three?", max_new_tokens=6)
+        assert (after.recomputed, after.text, after.usage) == (1, before.text, before.usage)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Document("a\ud800"), "surrogate"),
+        (lambda: Document("text", id="a\ud800"), "surrogate"),
+        (lambda: Document("text", id=""), "empty"),
+        (lambda: Document(None), "not text"),  # type: ignore[arg-type]
+        (lambda: Document("text", metadata={1: "a"}), "dict with text as keys"),  # type: ignore[dict-item]
+        (lambda: Document("text", metadata={"a": object()}), "JSON"),
+        (lambda: Document("text", metadata={"a": float("nan")}), "JSON"),
+        (lambda: Document("text", metadata={"a": "\ud800"}), "surrogate"),
+    ],
+)
+def test_what_is_no_document_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+# -- searching ---------------------------------------------------------------------------------------------------
+
+
+def test_search_is_exact(rag: Rag, model: GritModel) -> None:
+    texts = [f"{text} {i}" for i in range(40) for text in TEXTS]
+    rag.add(texts)
+    scores = model.embed(texts) @ model.embed("the fox sees", role="query")
+    hits = rag.search("the fox sees", top_k=7)
+    assert [hit.text for hit in hits] == [texts[i] for i in np.argsort(-scores)[:7]]
+    np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores)[::-1][:7], atol=1e-5)
+    assert len(rag.search("the fox sees", top_k=1000)) == len(texts)
+
+
+def test_filters_match_values_and_nothing_else(rag: Rag) -> None:
+    values: list[Any] = [1, True, "1", None, 1.5, "true", [1], {"a": 1}, 0, False, "", *HOSTILE]
+    rag.add([Document("same text", id=f"v{i}", metadata={"k": value, "all": 1}) for i, value in enumerate(values)])
+    for i, value in enumerate(values):
+        hits = rag.search("text", top_k=100, where={"k": value})
+        assert [hit.id for hit in hits] == [f"v{i}"], value
+        assert hits[0].metadata == {"k": value, "all": 1}
+        assert [hit.id for hit in rag.search("text", top_k=1, where={"all": 1, "k": value})] == [f"v{i}"]
+    assert [hit.id for hit in rag.search("text", where={"k": 1.0})] == ["v0"]
+    assert len(rag.search("text", top_k=100, where={})) == len(values)
+    assert rag.search("text", where={"K": 1}) == []
+    assert rag.search("text", where={"k": 1, "all": 2}) == []
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_ids_and_keys_are_only_text(rag: Rag, hostile: str) -> None:
+    rag.add([Document("one", id=hostile, metadata={hostile: hostile}), Document("two", id="bystander")])
+    assert rag.add(Document("one", id=hostile, metadata={hostile: hostile})).skipped == 1
+    (hit,) = rag.search("one", where={hostile: hostile})
+    assert (hit.id, hit.metadata) == (hostile, {hostile: hostile})
+    assert rag.delete(hostile) == 1
+    assert [hit.id for hit in rag.search("one")] == ["bystander"]
+
+
+def test_a_search_that_makes_no_sense_is_refused(rag: Rag) -> None:
+    rag.add("text")
+    for bad in ({"top_k": 0}, {"top_k": 1.5}, {"top_k": True}, {"where": "a = 1"}, {"where": {"a": object()}}):
+        with pytest.raises(InputError):
+            rag.search("text", **bad)  # type: ignore[arg-type]
+    for query in ("", "  ", None, b"text"):
+        with pytest.raises(InputError, match="query"):
+            rag.search(query)  # type: ignore[arg-type]
+
+
+# -- the folder --------------------------------------------------------------------------------------------------
+
+
+def test_a_reopened_knowledge_base_is_the_same(folder: Path, model: GritModel) -> None:
+    with Rag.open(folder, model) as rag:
+        rag.add(list(TEXTS))
+        hits, answer = rag.search("fox"), rag.ask("fox?", max_new_tokens=8)
+    with pytest.raises(StoreError, match="closed"):
+        rag.search("fox")
+    with Rag.open(str(folder), grit_model("llama")) as again:
+        assert again.search("fox") == hits
+        later = again.ask("fox?", max_new_tokens=8)
+        assert (later.text, later.sources, later.recomputed) == (answer.text, answer.sources, 0)
+
+
+def test_two_open_at_once_see_each_other(folder: Path, model: GritModel) -> None:
+    with Rag.open(folder, model) as one, Rag.open(folder, model) as two:
+        one.add("from one")
+        two.add("from two")
+        assert len(one) == len(two) == 2
+        assert one.search("from") == two.search("from")
+        two.delete(one.search("from one", top_k=1)[0].id)
+        assert len(one) == 1
+
+
+def test_another_model_is_refused(folder: Path, model: GritModel) -> None:
+    Rag.open(folder, model).close()
+    before = (folder / FILE_NAME).read_bytes()
+    for other in (grit_model("mistral"), grit_model("llama", pooling="last"), grit_model("llama", prompt_format="e5")):
+        with pytest.raises(StoreError, match=r"another model .* index the documents again"):
+            Rag.open(folder, other)
+    assert (folder / FILE_NAME).read_bytes() == before
+    Rag.open(folder, grit_model("llama", max_length=99)).close()  # no vector of a stored document depends on it
+
+
+def test_folders_that_are_no_knowledge_base_are_refused(folder: Path, model: GritModel) -> None:
+    Rag.open(folder, model).close()
+    manifest = folder / FILE_NAME
+    whole = manifest.read_bytes()
+    manifest.write_text(json.dumps(json.loads(whole) | {"format_version": 99}))
+    with pytest.raises(StoreError, match="format 99 and this gritkit reads 1"):
+        Rag.open(folder, model)
+    for broken in (b"", whole[:20], b"[]", b"{}", b"\xff\xfe"):
+        manifest.write_bytes(broken)
+        with pytest.raises(StoreError, match="damaged"):
+            Rag.open(folder, model)
+    manifest.unlink()
+    with pytest.raises(StoreError, match="not empty"):
+        Rag.open(folder, model)
+    file = folder.with_name("file")
+    file.write_text("text")
+    with pytest.raises(StoreError, match="cannot open"):
+        Rag.open(file, model)
+    for url in ("postgresql://user@host/db", "s3://bucket/kb"):
+        with pytest.raises(StoreError, match="not available in this release"):
+            Rag.open(url, model)
+
+
+def test_without_lancedb_the_error_names_the_extra(
+    folder: Path, model: GritModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    with pytest.raises(MissingExtraError, match=r"lancedb.*gritkit\[rag\]"):
+        Rag.open(folder, model)
+
+
+def test_nothing_is_printed(rag: Rag, capfd: pytest.CaptureFixture[str]) -> None:
+    rag.add(list(TEXTS), progress=True)
+    rag.ask("fox?", max_new_tokens=2)
+    assert capfd.readouterr() == ("", "")
+
+
+# -- models that cannot do it all --------------------------------------------------------------------------------
+
+
+def test_a_model_with_learned_positions_answers_without_caches(folder: Path) -> None:
+    model = grit_model("gpt2")
+    with pytest.raises(UnsupportedModelError):
+        model.read(["text"])
+    with Rag.open(folder, model) as rag:
+        rag.add(list(TEXTS))
+        assert blocks(folder) == []
+        answer = rag.ask("fox?", max_new_tokens=4)
+        assert (answer.reuse, answer.usage.cached_tokens) == ("off", 0)
+        assert answer.text == rag.ask("fox?", max_new_tokens=4, reuse="off").text
+        with pytest.raises(UnsupportedModelError, match="without document caches"):
+            rag.ask("fox?", reuse="cached")
+
+
+def test_a_model_that_only_embeds_searches(folder: Path) -> None:
+    model = grit_model("llama")
+    model.writes = False
+    with Rag.open(folder, model) as rag:
+        rag.add(list(TEXTS))
+        assert blocks(folder) == []
+        assert len(rag.search("fox")) == len(TEXTS)
+        with pytest.raises(UnsupportedModelError, match="cannot generate"):
+            rag.ask("fox?")
