@@ -5,7 +5,7 @@ This module knows nothing about models or tokenizers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,21 +36,26 @@ class SamplingParams:
     """Makes a sampled answer repeatable on one machine, whatever runs beside it."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
+        stop = (self.stop,) if isinstance(self.stop, str) else () if self.stop is None else self.stop
+        object.__setattr__(self, "stop", tuple(stop) if isinstance(stop, Iterable) else (stop,))
         rules = {
-            "max_new_tokens": (isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (0.0 <= self.temperature <= 100.0, "between 0 and 100"),
-            "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
-            "top_k": (isinstance(self.top_k, int) and self.top_k >= 0, "0 (off) or more"),
-            "min_p": (0.0 <= self.min_p <= 1.0, "between 0 and 1"),
-            "repetition_penalty": (0.0 < self.repetition_penalty <= 100.0, "above 0 and at most 100"),
+            "max_new_tokens": (_whole(self.max_new_tokens) and self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (_number(self.temperature) and 0.0 <= self.temperature <= 100.0, "between 0 and 100"),
+            "top_p": (_number(self.top_p) and 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            "top_k": (_whole(self.top_k) and self.top_k >= 0, "0 (off) or more"),
+            "min_p": (_number(self.min_p) and 0.0 <= self.min_p <= 1.0, "between 0 and 1"),
+            "repetition_penalty": (
+                _number(self.repetition_penalty) and 0.0 < self.repetition_penalty <= 100.0,
+                "above 0 and at most 100",
+            ),
             "stop": (
                 len(self.stop) <= 16 and all(isinstance(s, str) and s for s in self.stop),
                 "up to 16 non-empty texts",
             ),
-            "seed": (self.seed is None or -(1 << 63) <= self.seed < 1 << 64, "a 64-bit whole number"),
+            "seed": (
+                self.seed is None or (_whole(self.seed) and -(1 << 63) <= self.seed < 1 << 64),
+                "a 64-bit whole number",
+            ),
         }
         for name, (holds, what) in rules.items():
             if not holds:
@@ -64,6 +69,14 @@ class SamplingParams:
             if name not in known:
                 raise InputError(f"unknown generation option {name!r}; known are {', '.join(sorted(known))}")
         return SamplingParams(**options)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

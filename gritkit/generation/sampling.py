@@ -51,10 +51,14 @@ class Sampler:
 
 
 def filtered(logits_V: Tensor, params: SamplingParams) -> Tensor:
-    """Logits divided by the temperature, -inf where top-k, top-p or min-p drop a token; unchanged when greedy."""
+    """Logits relative to the largest, divided by the temperature, -inf where top-k, top-p or min-p drop a token.
+
+    Unchanged when greedy.
+    """
     if params.temperature == 0.0:
         return logits_V
-    logits_V = logits_V / params.temperature
+    # Counted from the largest: a temperature near 0 then gives 0 and -inf, never inf - inf.
+    logits_V = (logits_V - logits_V.max()) / max(params.temperature, 1e-30)
     if 0 < params.top_k < len(logits_V):
         logits_V = logits_V.masked_fill(logits_V < logits_V.topk(params.top_k).values[-1], float("-inf"))
     if params.top_p < 1.0:
