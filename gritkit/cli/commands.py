@@ -101,14 +101,15 @@ def _load(entry: EntryPoint) -> Any:
     """Raises GritkitError, in one line, when the package or something it needs is not there."""
     try:
         return entry.load()
-    except ModuleNotFoundError as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
+        missing = str(getattr(error, "name", None) or "")
+        if not isinstance(error, ModuleNotFoundError) or entry.module.startswith(missing):
+            raise GritkitError(f"gritkit {entry.name} cannot be loaded from {entry.value}: {error}") from error
         extras = (entry.dist.metadata.get_all("Provides-Extra") or []) if entry.dist else []
-        install = f"'{entry.dist.name}[{entry.name}]'" if entry.dist and entry.name in extras else str(error.name)
+        install = f"'{entry.dist.name}[{entry.name}]'" if entry.dist and entry.name in extras else missing
         raise GritkitError(
-            f"gritkit {entry.name} needs {error.name!r}, which is not installed: pip install {install}"
+            f"gritkit {entry.name} needs {missing!r}, which is not installed: pip install {install}"
         ) from error
-    except (ImportError, AttributeError) as error:
-        raise GritkitError(f"gritkit {entry.name} cannot be loaded from {entry.value}: {error}") from error
 
 
 def _short_text(entry: EntryPoint) -> str:
