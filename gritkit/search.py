@@ -112,7 +112,7 @@ def _search(
     for first in range(0, len(queries_QD) if width else 0, _QUERY_BLOCK):
         rows = slice(first, first + _QUERY_BLOCK)
         queries = _float32(queries_QD[rows])
-        best = np.empty((len(queries), 0), np.int64)
+        best: Indices = np.empty((len(queries), 0), np.int64)
         for start in range(0, num_passages, block_size):
             stop = min(start + block_size, num_passages)
             scores = score(queries, start, stop)
@@ -138,10 +138,10 @@ def _dot(queries: Floats, passages: Floats) -> Floats:
 def _keys(scores: Floats, indices: Indices) -> Indices:
     """(score, index) as one integer, of which a larger one is a higher score or, at equal scores, a lower index.
 
-    The bits of a non-negative float order like integers; those of a negative one the other way round. One integer
-    makes selection deterministic: no two keys are equal, so a partition has only one outcome.
+    The bits of a non-negative float order like integers; those of a negative one the other way round, and -0.0 falls
+    on 0.0. One integer makes selection deterministic: no two keys are equal, so a partition has only one outcome.
     """
-    bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)  # + 0 turns -0.0 into 0.0, which equals it
+    bits = scores.view(np.int32).astype(np.int64)
     ordered = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
     keys: Indices = (ordered << 32) | (0xFFFFFFFF - indices)
     return keys

@@ -58,6 +58,7 @@ def test_many_queries_cross_the_query_block() -> None:
 
 
 @given(hnp.arrays(np.float32, (3, 5), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+@example(np.tile(np.array([-0.0, 0.0, -1.5, -0.0, -2.5], np.float32), (3, 1)))
 def test_keys_order_like_scores_and_give_them_back(scores: np.ndarray) -> None:
     keys = search._keys(scores, np.arange(7, 12))
     back, indices = search._unpack_keys(keys)
