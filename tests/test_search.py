@@ -174,6 +174,12 @@ def test_int8_error_is_at_most_half_a_scale(vectors: np.ndarray) -> None:
     assert codes.min(initial=0) >= -127
 
 
+def test_int8_vectors_too_small_for_a_scale_become_zero() -> None:
+    codes, scale = search.quantize_int8(np.array([[1e-40, -2e-43], [0, 0], [1e-30, 0]], np.float32))
+    assert codes.tolist() == [[0, 0], [0, 0], [127, 0]]
+    assert (scale > 0).tolist() == [False, False, True]
+
+
 @given(hnp.arrays(np.float32, (3, 8), elements=WHOLE))
 def test_int8_codes_do_not_depend_on_the_other_vectors(vectors: np.ndarray) -> None:
     codes, scale = search.quantize_int8(vectors)
