@@ -14,6 +14,8 @@ from typing import Any
 
 from gritkit.files import resolve, write_atomic
 
+_PIECE = 1 << 16
+
 
 def to_json(value: Any) -> str:
     """One line, other scripts left readable."""
@@ -39,12 +41,14 @@ def write(content: str | bytes, output: Path | None = None) -> None:
     """To stdout, or to a file that is whole or absent."""
     if output is not None:
         write_atomic(resolve(output), content.encode() if isinstance(content, str) else content)
-    elif isinstance(content, str):
-        sys.stdout.write(content)
-    else:
-        sys.stdout.buffer.write(content)
-    if output is None:
-        sys.stdout.flush()
+        return
+    for start in range(0, len(content), _PIECE):  # so that a reader who left is noticed before the end
+        piece = content[start : start + _PIECE]
+        if isinstance(piece, str):
+            sys.stdout.write(piece)
+        else:
+            sys.stdout.buffer.write(piece)
+    sys.stdout.flush()
 
 
 def note(text: str) -> None:
