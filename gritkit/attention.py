@@ -239,24 +239,21 @@ def _attend_segments(
     sliding_window: int | None,
 ) -> Tensor:
     """Scaled dot-product attention of one run of equally long segments at a time. Returns [1, H, T, D]."""
+    token_major = (query_1HTD, key_1GTD, value_1GTD)
+    sizes = [count * first.length for first, count in plan.runs]
+    # split, not slices: the pieces' gradients are one concatenation, where each slice's is a whole row of zeros
+    pieces = zip(*(x[0].transpose(0, 1).split(sizes) for x in token_major), strict=True)
     outputs = []
-    for first, count in plan.runs:
+    for (first, count), run in zip(plan.runs, pieces, strict=True):
+        query_BHND, key_BGLD, value_BGLD = (x.reshape(count, first.length, *x.shape[1:]).transpose(1, 2) for x in run)
         if first.reads:
             ranges = [*first.reads, (first.start, first.end)]
-            key_1GLD, value_1GLD = (
+            key_BGLD, value_BGLD = (
                 torch.cat([x[:, :, start:end] for start, end in ranges], 2) for x in (key_1GTD, value_1GTD)
             )
-            query_1HND = query_1HTD[:, :, first.start : first.end]
-            outputs.append(_sdpa(plan, first, query_1HND, key_1GLD, value_1GLD, scaling, dropout, sliding_window))
-            continue
-        end = first.start + count * first.length
-        query_BHND, key_BGND, value_BGND = (
-            x[0, :, first.start : end].view(x.shape[1], count, first.length, x.shape[3]).transpose(0, 1)
-            for x in (query_1HTD, key_1GTD, value_1GTD)
-        )
-        out_BHND = _sdpa(plan, first, query_BHND, key_BGND, value_BGND, scaling, dropout, sliding_window)
-        outputs.append(out_BHND.transpose(0, 1).flatten(1, 2)[None])
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+        out_BHND = _sdpa(plan, first, query_BHND, key_BGLD, value_BGLD, scaling, dropout, sliding_window)
+        outputs.append(out_BHND.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)[None].transpose(1, 2)
 
 
 def _sdpa(
@@ -269,6 +266,10 @@ def _sdpa(
     dropout: float,
     sliding_window: int | None,
 ) -> Tensor:
+    dtype = query_BHND.dtype
+    if query_BHND.requires_grad and dtype == torch.bfloat16 and query_BHND.device.type == "cpu":
+        # The backward pass of torch's bf16 kernel is several times as slow there as casting to fp32 and back.
+        query_BHND, key_BGLD, value_BGLD = query_BHND.float(), key_BGLD.float(), value_BGLD.float()
     num_queries, num_keys = query_BHND.shape[2], key_BGLD.shape[2]
     groups = query_BHND.shape[1] // key_BGLD.shape[1]
     if groups > 1 and query_BHND.device.type == "mps":  # grouped and masked together, MPS had wrong before torch 2.13
@@ -281,7 +282,7 @@ def _sdpa(
     mask = None
     if not plain_causal and (back is not None or ahead is not None):
         mask = plan.mask(num_queries, num_keys - num_queries, back, ahead, query_BHND.device)
-    return scaled_dot_product_attention(
+    out_BHND = scaled_dot_product_attention(
         query_BHND,
         key_BGLD,
         value_BGLD,
@@ -291,6 +292,7 @@ def _sdpa(
         scale=scaling,
         enable_gqa=query_BHND.shape[1] != key_BGLD.shape[1],
     )
+    return out_BHND.to(dtype)
 
 
 def _attend_slots(
