@@ -29,7 +29,7 @@ def main(
     generative_batch_size: int = 256,
     max_length: int = 2048,
     bf16: bool = True,
-    gradient_checkpointing: bool = False,
+    recompute: bool = False,
     save_steps: int = 250,
     seed: int = 0,
     resume: bool = False,
@@ -54,7 +54,7 @@ def main(
         passage_max_length=longest,
         generative_max_length=longest,
         bf16=bf16,
-        gradient_checkpointing=gradient_checkpointing,
+        recompute=recompute,
         save_steps=save_steps,
         seed=seed,
     )

@@ -156,7 +156,8 @@ class _Builder:
             try:
                 self.sequences[base + offset] = self.tokens.to_embed([text], role, instruction, limit, truncate=True)[0]
             except InputError as error:
-                self.unusable[base + offset] = str(error).removeprefix("text 0 ")
+                said = str(error)
+                self.unusable[base + offset] = said[6:] if said.startswith("text 0 ") else f": {said}"
 
     def _report(self, source: Source[Any], start: int, rows: Sequence[EmbeddingRow]) -> None:
         for index, row in enumerate(rows, start):
@@ -165,7 +166,7 @@ class _Builder:
             named += [(f"neg[{i}]", number) for i, number in enumerate(row.neg)]
             for what, number in named:
                 if number in self.unusable:
-                    self.problems.add(source.where(index), f"{what} {self.unusable[number]}")
+                    self.problems.add(source.where(index), f"{what}{self.unusable[number]}")
 
     # -- examples to write ---------------------------------------------------------------------------------------
 

@@ -52,6 +52,8 @@ class TrainConfig(TrainingArguments):
     generative_weight: float = field(default=1.0)
     """Factor of the next-token loss in the total."""
 
+    recompute: bool = field(default=False)
+    """Whether activations are recomputed in the backward pass: less memory for a third more work."""
     plot: bool = field(default=True)
     """Whether the loss curves are drawn to ``losses.png`` at every save and at the end."""
 

@@ -87,6 +87,8 @@ class GritTrainer(Trainer):
             config.max_steps = math.ceil(config.num_train_epochs * self.mixer.steps_per_epoch)
         use_cache = getattr(model.config, "use_cache", None)
         super().__init__(model=model, args=config, callbacks=list(callbacks))
+        if config.recompute:
+            model.activation_checkpointing_enable()
         if use_cache is not None:  # Trainer switches it off, and it would be saved so
             model.config.use_cache = use_cache
         self.remove_callback(PrinterCallback)
@@ -181,7 +183,9 @@ class GritTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
-            self.accelerator.unwrap_model(self.model).eval()
+            trained = self.accelerator.unwrap_model(self.model).eval()
+            if self.config.recompute:
+                trained.activation_checkpointing_disable()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Weights by gritkit's own loader, into the model that is there."""

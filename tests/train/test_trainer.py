@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gritkit.data import EmbeddingRecord, GenerativeRecord
+from gritkit.errors import GritkitError, InputError, RecordError
+from gritkit.model import GritModel
+from gritkit.train import GritTrainer, TrainConfig, train
+from tests.models import grit_model
+
+PAIRS = [
+    EmbeddingRecord.of(["Find", f"question {i}"], [f"answer number {i}", f"other {i}"], [f"wrong {i}"])
+    for i in range(30)
+]
+CHATS = [GenerativeRecord.of([f"say {i}", f"{i} it is, as you wished"]) for i in range(13)]
+DATA = [*PAIRS, *CHATS]
+
+
+def model(**config: Any) -> GritModel:
+    return grit_model("mistral_window", prompt_format="grit", **config)
+
+
+def settings(folder: Path, **given: Any) -> TrainConfig:
+    small = {"max_steps": 4, "embedding_batch_size": 8, "generative_batch_size": 4, "learning_rate": 1e-3}
+    quiet = {"use_cpu": True, "save_strategy": "no", "plot": False, "warmup_steps": 0}
+    return TrainConfig(output_dir=str(folder), **{**small, **quiet, **given})
+
+
+def losses(trainer: GritTrainer) -> list[tuple[float, ...]]:
+    kinds = ("loss", "loss_contrastive", "loss_next_token")
+    return [tuple(entry[k] for k in kinds if k in entry) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_it_learns_both_and_leaves_a_model_and_curves(tmp_path: Path) -> None:
+    config = settings(tmp_path / "run", max_steps=12, learning_rate=3e-3, temperature=0.1, plot=True)
+    trainer = train(model(), DATA, config)
+    first, *_, last = losses(trainer)
+    assert last[1] < 0.7 * first[1]
+    assert last[2] < 0.9 * first[2]
+    entry = trainer.state.log_history[0]
+    assert entry["loss"] == pytest.approx(entry["loss_contrastive"] + entry["loss_next_token"], rel=1e-5)
+    assert entry["tokens_per_second"] > 0
+    assert entry["epoch"] == pytest.approx(1 / 4)
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["losses.png", "model"]
+    trained = trainer.model
+    assert isinstance(trained, GritModel)
+    assert not trained.training
+    saved = GritModel.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    np.testing.assert_allclose(saved.embed(["a text"]), trained.embed(["a text"]), atol=1e-6)
+    assert saved.config.use_cache
+
+
+@pytest.mark.parametrize(("data", "kinds"), [(PAIRS, 2), (CHATS, 2)], ids=["embedding", "generation"])
+def test_one_kind_alone(tmp_path: Path, data: list[Any], kinds: int) -> None:
+    trainer = train(model(), data, settings(tmp_path), save=False)
+    assert [len(step) for step in losses(trainer)] == [kinds] * 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_step_is_the_one_of_plain_adamw(tmp_path: Path) -> None:
+    """Nothing of the loop around the step rescales, averages or slices."""
+    config = settings(tmp_path, max_steps=3, lr_scheduler_type="constant", max_grad_norm=0.0, weight_decay=0.0)
+    trained = model()
+    trainer = GritTrainer(trained, config, DATA)
+    trainer.train()
+    plain = model().train()
+    other = GritTrainer(plain, config, DATA)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.0)
+    batches = iter(other.get_train_dataloader())
+    for _ in range(3):
+        other.compute_loss(plain, next(batches)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for a, b in zip(trained.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_resume_gives_the_losses_of_the_undisturbed_run(tmp_path: Path, dropout: float) -> None:
+    def fresh() -> GritModel:
+        made = model()
+        for module in made.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = dropout
+        return made
+
+    config = {"max_steps": 7, "save_strategy": "steps", "save_steps": 3}
+    whole = train(fresh(), DATA, settings(tmp_path / "whole", **config), save=False)
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    again = train(fresh(), DATA, settings(tmp_path / "again", **config), resume=str(checkpoint), save=False)
+    assert losses(again) == losses(whole)
+    assert len(losses(whole)) == 7
+    for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_resume_takes_the_newest_and_refuses_what_would_not_continue(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    train(model(), DATA, settings(tmp_path, max_steps=4, **saving), save=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint-4"]
+    state = json.loads((tmp_path / "checkpoint-4" / "sampler.json").read_text())
+    assert state["global_step"] == 4
+    with pytest.raises(InputError, match="is of an earlier run"):
+        train(model(), DATA, settings(tmp_path, **saving))
+    with pytest.raises(InputError, match="has done 4 of 4 steps: raise max_steps"):
+        train(model(), DATA, settings(tmp_path, **saving), resume=True)
+    with pytest.raises(InputError, match="embedding_batch_size was 8 and is 6"):
+        train(model(), DATA, settings(tmp_path, max_steps=6, embedding_batch_size=6, **saving), resume=True)
+    with pytest.raises(InputError, match="no checkpoint to resume from"):
+        train(model(), DATA, settings(tmp_path, **saving), resume=str(tmp_path / "none"))
+    trainer = train(model(), DATA, settings(tmp_path, max_steps=6, **saving), resume=True, save=False)
+    assert trainer.state.global_step == 6
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint-6"]
+
+
+def test_a_checkpoint_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: GritTrainer, folder: str) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(GritTrainer, "_save_optimizer_and_scheduler", full)
+    with pytest.raises(OSError, match="no space"):
+        train(model(), DATA, settings(tmp_path, save_strategy="steps", save_steps=2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_is_a_model_folder(tmp_path: Path) -> None:
+    train(model(), DATA, settings(tmp_path, max_steps=2, save_strategy="steps", save_steps=2), save=False)
+    saved = GritModel.from_pretrained(tmp_path / "checkpoint-2", device="cpu")
+    assert saved.embedding_config.prompt_format == "grit"
+
+
+def test_bf16_autocast_trains_with_fp32_losses(tmp_path: Path) -> None:
+    exact = losses(train(model(), DATA, settings(tmp_path / "a"), save=False))
+    trainer = train(model(), DATA, settings(tmp_path / "b", bf16=True), save=False)
+    assert trainer.model.dtype == torch.float32
+    cast = losses(trainer)
+    assert cast != exact
+    np.testing.assert_allclose(cast[0], exact[0], rtol=0.05)
+
+
+def test_epochs_become_steps(tmp_path: Path) -> None:
+    trainer = train(model(), DATA, settings(tmp_path, max_steps=-1, num_train_epochs=2, logging_steps=3), save=False)
+    assert trainer.state.global_step == 8  # 30 rows in batches of 8, twice
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    broken = model()
+    with torch.no_grad():
+        next(iter(broken.parameters())).fill_(float("nan"))
+    with pytest.raises(GritkitError, match="the loss is nan at step 1"):
+        train(broken, DATA, settings(tmp_path))
+
+
+def test_bad_data_and_settings_are_refused_before_anything_trains(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"records:1: query has no token left"):
+        train(model(), [*DATA[:1], EmbeddingRecord.of(["i " * 600, "q"], ["p"])], settings(tmp_path))
+    with pytest.raises(InputError, match="passage_max_length=513 is beyond the model's context of 512"):
+        train(model(), DATA, settings(tmp_path, passage_max_length=513))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_toy_data_of_the_original_code(shared: Path, tmp_path: Path) -> None:
+    trainer = train(model(), shared / "data/contrastive/gritlm_toy", settings(tmp_path, max_steps=2), save=False)
+    assert len(losses(trainer)) == 2
