@@ -406,24 +406,38 @@ class GritModel(nn.Module):
         sequence_T = torch.repeat_interleave(torch.arange(len(batch.lengths_S)), batch.lengths_S)
         return losses_K, sequence_T[places_K.cpu()]
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Recompute activations in the backward pass; always the non-reentrant kind, the reentrant one is refused.
 
         Raises:
             InputError: for ``use_reentrant=True``, whose gradients are wrong where one pass reads another's keys.
         """
-        given = dict(gradient_checkpointing_kwargs or {})
+        given = dict(activation_checkpointing_kwargs or {})
         if given.get("use_reentrant"):
             raise InputError("use_reentrant=True gives wrong gradients under attention plans: use use_reentrant=False")
         given["use_reentrant"] = False
-        self._backbone.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=given, **kwargs)
-        if self._backbone.base is not self.lm:
-            self._backbone.base.enable_input_require_grads()
+        base = self._backbone.base
+        if hasattr(base, "activation_checkpointing_enable"):
+            base.activation_checkpointing_enable(activation_checkpointing_kwargs=given, **kwargs)
+        else:
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=given, **kwargs)
+        if base is not self.lm:
+            base.enable_input_require_grads()
 
-    def gradient_checkpointing_disable(self) -> None:
-        self._backbone.base.gradient_checkpointing_disable()
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """:meth:`activation_checkpointing_enable` under the name that transformers before 5.23 calls."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def activation_checkpointing_disable(self) -> None:
+        base = self._backbone.base
+        new = hasattr(base, "activation_checkpointing_disable")
+        (base.activation_checkpointing_disable if new else base.gradient_checkpointing_disable)()
+
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     # -- saving --------------------------------------------------------------------------------------------------
 
