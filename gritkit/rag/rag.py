@@ -42,7 +42,7 @@ from gritkit.rag.documents import (
 from gritkit.rag.lance import LanceStore
 from gritkit.rag.manifest import Manifest
 from gritkit.rag.store import DocumentStore, Row
-from gritkit.tokens import TokenSeq
+from gritkit.tokens import TokenSeq, check_text
 
 _ROWS_AT_ONCE = 256
 """Documents of one table write."""
@@ -55,17 +55,23 @@ _log = logging.getLogger("gritkit")
 class Rag:
     """A knowledge base and the model that reads it; made by :meth:`open`, best in a ``with`` block."""
 
-    def __init__(self, model: GritModel, store: DocumentStore, blocks: BlockStore) -> None:
+    def __init__(
+        self, model: GritModel, store: DocumentStore, blocks: BlockStore, *, instruction: str | None = None
+    ) -> None:
         self._model = model
+        self._instruction = instruction
         self._store = store
         self._blocks = blocks
         self._caches = model.writes and model.probe.rope is not None
 
     @classmethod
-    def open(cls, folder_or_url: str | os.PathLike[str], model: GritModel) -> Rag:
+    def open(cls, folder_or_url: str | os.PathLike[str], model: GritModel, *, instruction: str | None = None) -> Rag:
         """The knowledge base of a folder, made when there is none.
 
+        ``instruction`` is what queries are embedded with, for checkpoints that were trained so; documents get none.
+
         Raises:
+            InputError: for an instruction that the model's prompt format has no place for.
             StoreError: for a folder of another model or format, one that holds something else, or a server's address.
             MissingExtraError: without the packages of ``gritkit[rag]``.
         """
@@ -73,13 +79,14 @@ class Rag:
         if "://" in where:
             kind = where.split("://")[0]
             raise StoreError(f"{kind}:// knowledge bases are not available in this release: give a local folder")
+        model.tokens.format.embed_prefix("query", instruction)
         folder = resolve(where)
         blocks = BlockStore(folder / "blocks", model.fingerprint)
         manifest = Manifest(
             fingerprint=model.fingerprint, dim=model.dim, prompt_format=model.embedding_config.prompt_format
         )
         manifest.open(folder)
-        return cls(model, LanceStore(folder, model.dim), blocks)
+        return cls(model, LanceStore(folder, model.dim), blocks, instruction=instruction)
 
     def __enter__(self) -> Rag:
         return self
@@ -119,7 +126,9 @@ class Rag:
 
     def delete(self, ids: str | Iterable[str]) -> int:
         """Remove documents with their key-values; unknown ids are passed over. Returns how many there were."""
-        given = list(dict.fromkeys([ids] if isinstance(ids, str) else ids))
+        given = list(
+            dict.fromkeys(check_text(id, "a document's id") for id in ([ids] if isinstance(ids, str) else ids))
+        )
         rows = self._store.get(given)
         removed = self._store.delete(given)
         self._drop_blocks(row.block_key for row in rows.values())
@@ -277,7 +286,7 @@ class Rag:
         tags = tags_to_find(where)
         if not isinstance(query, str) or not query.strip():
             raise InputError(f"the query is empty or no text: {query!r:.60}")
-        vector = self._model.embed(query, role="query", max_length=self._max_length)
+        vector = self._model.embed(query, role="query", instruction=self._instruction, max_length=self._max_length)
         return self._store.search(vector, top_k, tags)
 
     def _load(self, rows: Sequence[Row]) -> tuple[list[DocKV], int]:

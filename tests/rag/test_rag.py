@@ -159,6 +159,7 @@ def test_a_cut_document_is_recomputed_as_it_was_cut(folder: Path) -> None:
         rag.add("one two three four five six seven eight nine ten", truncate=True)
         before = rag.ask("three?", max_new_tokens=6)
         assert before.usage.cached_tokens == 20
+    with Rag.open(folder, grit_model("llama", max_length=100)) as rag:  # reads further now
         blocks(folder)[0].unlink()
         after = rag.ask("three?", max_new_tokens=6)
         assert (after.recomputed, after.text, after.usage) == (1, before.text, before.usage)
@@ -219,8 +220,23 @@ def test_hostile_ids_and_keys_are_only_text(rag: Rag, hostile: str) -> None:
     assert [hit.id for hit in rag.search("one")] == ["bystander"]
 
 
+def test_an_instruction_is_for_queries(folder: Path) -> None:
+    model = grit_model("llama", prompt_format="grit")
+    with Rag.open(folder, model) as plain, Rag.open(folder, model, instruction="Find the text") as instructed:
+        plain.add(list(TEXTS))
+        scores = model.embed(list(TEXTS)) @ model.embed("fox", role="query", instruction="Find the text")
+        found = {hit.text: hit.score for hit in instructed.search("fox")}
+        np.testing.assert_allclose([found[text] for text in TEXTS], scores, atol=1e-5)
+        assert plain.search("fox") != instructed.search("fox")
+        assert instructed.add(list(TEXTS)).skipped == len(TEXTS)
+    with pytest.raises(InputError, match="no place for an instruction"):
+        Rag.open(folder, grit_model("llama", prompt_format="e5"), instruction="Find the text")
+
+
 def test_a_search_that_makes_no_sense_is_refused(rag: Rag) -> None:
     rag.add("text")
+    with pytest.raises(InputError, match="id"):
+        rag.delete([5])  # type: ignore[list-item]
     for bad in ({"top_k": 0}, {"top_k": 1.5}, {"top_k": True}, {"where": "a = 1"}, {"where": {"a": object()}}):
         with pytest.raises(InputError):
             rag.search("text", **bad)  # type: ignore[arg-type]
