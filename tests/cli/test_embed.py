@@ -63,9 +63,9 @@ def test_every_source_and_format_gives_the_vectors(
 
 
 def test_options_reach_the_model(run: Run, model: GritModel) -> None:
-    flags = ["--role", "query", "--instruction", "Find it", "--dim", "8", "--max-length", "20", "--truncate"]
+    flags = ["--role", "query", "--instruction", "Find it", "--dim", "8", "--max-length", "50", "--truncate"]
     result = run("embed", "word " * 50, *flags, "--format", "npy")
-    expected = model.embed(["word " * 50], role="query", instruction="Find it", dim=8, max_length=20, truncate=True)
+    expected = model.embed(["word " * 50], role="query", instruction="Find it", dim=8, max_length=50, truncate=True)
     assert np.array_equal(np.load(io.BytesIO(result.stdout)), expected)
 
 
