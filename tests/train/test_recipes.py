@@ -15,8 +15,8 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 OPTIONS = {
     "grit": {
         "model": str, "data": str, "output": str, "max_steps": int, "learning_rate": float,
-        "embedding_batch_size": int, "generative_batch_size": int, "max_length": int, "bf16": bool, "recompute": bool, "save_steps": int,
-        "seed": int, "resume": bool,
+        "embedding_batch_size": int, "generative_batch_size": int, "max_length": int, "bf16": bool,
+        "recompute": bool, "save_steps": int, "seed": int, "resume": bool,
     },
 }  # fmt: skip
 
