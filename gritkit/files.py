@@ -21,9 +21,12 @@ from gritkit.errors import InputError
 def resolve(path: str | os.PathLike[str]) -> Path:
     """An absolute path with ``~`` expanded; refuses the empty string and NUL, which ``Path`` would accept."""
     text = os.fspath(path)
-    if not text or "\0" in text:
+    if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"not a usable path: {text!r}")
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # "~name" of nobody
+        raise InputError(f"not a usable path: {text!r} ({error})") from None
 
 
 def sync_folder(folder: Path) -> None:
@@ -46,6 +49,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
+            # mkstemp makes private files; a replaced file keeps who may read it, a new one gets the usual
+            Path(name).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -64,6 +69,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     exists on the disk.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    old: Path | None = None
     stage = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     stage.chmod(0o777 & ~_umask())  # mkdtemp and some writers make private files; a model is as shareable as any
     try:
@@ -73,16 +79,23 @@ def staged_folder(target: Path) -> Iterator[Path]:
                 file.chmod(0o666 & ~_umask())
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
+            elif file.is_dir():
+                sync_folder(file)
+        sync_folder(stage)
         if target.exists():
             old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
             os.replace(target, old / "folder")
             os.replace(stage, target)
-            shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(stage, target)
     except BaseException:
+        if old is not None and (old / "folder").exists() and not target.exists():
+            os.replace(old / "folder", target)  # interrupted between the two renames
         shutil.rmtree(stage, ignore_errors=True)
         raise
+    finally:
+        if old is not None and target.exists():
+            shutil.rmtree(old, ignore_errors=True)
     sync_folder(target.parent)
 
 

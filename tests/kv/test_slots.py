@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from gritkit.attention import Segment
+from gritkit.errors import InputError
+from gritkit.kv.slots import SlotStore
+
+
+def heads(num_tokens: int, seed: int = 0, value_size: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(1, 2, num_tokens, size, generator=generator) for size in (4, value_size))
+
+
+def test_slots_are_taken_once_and_come_back() -> None:
+    store = SlotStore(2, 8)
+    taken = {store.take(), store.take()}
+    assert (taken, store.num_free) == ({0, 1}, 0)
+    with pytest.raises(InputError, match="all 2 slots are taken"):
+        store.take()
+    store.release(1)
+    with pytest.raises(InputError, match="slot 1 is not taken"):
+        store.release(1)
+    with pytest.raises(InputError, match="slot 7 is not taken"):
+        store.release(7)
+    assert store.take() == 1
+
+
+@pytest.mark.parametrize("lengths", [(1, 1, 1), (3, 1, 2)])
+def test_each_segment_lands_in_its_slot_after_its_past(lengths: tuple[int, ...]) -> None:
+    store = SlotStore(4, 8)
+    key, value = heads(sum(lengths), value_size=6)
+    segments, at = [], 0
+    for slot, past, length in zip((2, 0, 3), (5, 0, 2), lengths, strict=True):
+        segments.append(Segment(at, at + length, True, slot=slot, past=past))
+        at += length
+    store.put(0, segments, key, value)
+    for segment in segments:
+        assert segment.slot is not None
+        found = store.get(0, segment.slot, segment.past, segment.past + segment.length)
+        torch.testing.assert_close(
+            found, (key[:, :, segment.start : segment.end], value[:, :, segment.start : segment.end])
+        )
+    assert store.get(0, 1, 0, 8)[0].abs().sum() == 0
+    many = store.get_many(0, [3, 2], 6)
+    assert torch.equal(many[0][1], store.get(0, 2, 0, 6)[0][0])
+
+
+def test_segments_without_a_slot_are_not_kept() -> None:
+    store = SlotStore(1, 8)
+    store.put(0, [Segment(0, 2, False), Segment(2, 3, True, slot=0)], *heads(3))
+    assert torch.equal(store.get(0, 0, 0, 1)[0], heads(3)[0][:, :, 2:])
+    assert store.get(0, 0, 1, 8)[0].abs().sum() == 0
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_full_slot_refuses_before_it_writes(length: int) -> None:
+    store = SlotStore(2, 4)
+    with pytest.raises(InputError, match="a slot holds 4 tokens and"):
+        store.put(0, [Segment(0, length, True, slot=0, past=4)], *heads(length))
+    with pytest.raises(InputError, match="a slot holds 4 tokens and 5"):
+        store.write(0, 0, 3, *(x[0] for x in heads(2)))
+
+
+def test_layers_are_apart() -> None:
+    store = SlotStore(1, 4)
+    for layer in (0, 1):
+        store.write(layer, 0, 0, *(x[0] for x in heads(2, seed=layer)))
+    for layer in (0, 1):
+        assert torch.equal(store.get(layer, 0, 0, 2)[0], heads(2, seed=layer)[0])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_documents_may_join_before_and_after_steps_in_inference_mode(first: bool) -> None:
+    """A tensor made in inference mode cannot be written outside of it, so the store decides, not who came first."""
+    store = SlotStore(2, 4)
+    for inference in (first, not first):
+        with torch.inference_mode(inference):
+            store.write(0, int(inference), 0, *(x[0] for x in heads(2)))
+    assert torch.equal(store.get(0, 0, 0, 2)[0], store.get(0, 1, 0, 2)[0])
