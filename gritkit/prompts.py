@@ -38,6 +38,8 @@ class PromptFormat:
     """Between the end of an answer and the next user turn."""
     ask: str = "\n\nQuestion: {question}\nAnswer:"
     """A question about documents that stand before it, for a checkpoint without a chat template."""
+    markers: tuple[str, ...] = ()
+    """The format's own words; a tokenizer trained for it may make each a single token."""
     score: str = "Passage: {document}\nQuestion that the passage answers: "
     """What stands before a query whose likelihood is measured."""
 
@@ -63,6 +65,7 @@ GRIT = PromptFormat(
     passage="<|embed|>\n",
     passage_instructed="<|user|>\n{instruction}\n<|embed|>\n",
     user="<|user|>\n{content}\n<|assistant|>\n",
+    markers=("<|user|>", "<|embed|>", "<|assistant|>"),
     turn_separator="\n",
     score="<|user|>\n{document}\n\nWrite a question that the text above answers\n<|assistant|>\n",
     ask="\n<|user|>\n{question}\n\nAnswer the prior query while optionally using the context prior to it"

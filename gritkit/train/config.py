@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from gritkit.errors import InputError
@@ -94,6 +95,8 @@ class TrainConfig(TrainingArguments):
                 "gradient_accumulation_steps must stay 1: raise embedding_batch_size and generative_batch_size, the "
                 "global batch is cut into rows of tokens_per_row whatever its size"
             )
+        if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+            self.use_cpu = True  # where there is nothing else, bf16 on the CPU needs no extra word
         # What transformers counts samples by; the batches themselves are made by gritkit.data.
         self.per_device_train_batch_size = self.embedding_batch_size
         # The sampler's place is in the checkpoint, so nothing has to be drawn again and thrown away on resume.
