@@ -12,6 +12,7 @@ This module composes; it knows nothing about kernels, files or sampling itself.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -178,7 +179,8 @@ class GritModel(nn.Module):
         for name, tensor in sorted(self.lm.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        digest.update(str(self.config.to_json_string(use_diff=False)).encode())
+        settings = {name: value for name, value in self.config.to_dict().items() if name != "_name_or_path"}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         digest.update(self.tokens.backend.to_str().encode())
         digest.update(self.embedding_config.override(max_length=1).to_json().encode())
         return digest.hexdigest()

@@ -242,6 +242,8 @@ class Tokens:
         """
         if not check_text(query, "query").strip():
             raise InputError("the query is empty: there is nothing to score")
+        if isinstance(documents, (str, bytes)):
+            raise InputError("documents must be a list of texts, not one text")
         head, tail = self.format.score.split("{document}")
         result = []
         for index, document in enumerate(documents):

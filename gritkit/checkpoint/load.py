@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.hub import cached_file
@@ -24,7 +26,8 @@ from gritkit.errors import CheckpointError, GritkitError, InputError, MissingExt
 from gritkit.files import resolve
 
 _log = logging.getLogger("gritkit")
-_HEAD_KEYS = ("lm_head.weight", "embed_out.weight", "output.weight")
+HEAD_KEYS = ("lm_head.weight", "embed_out.weight", "output.weight")
+"""What architectures call the weights of their language-model head."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,28 @@ def load(
     try:
         # An own config object per model: transformers writes to the one it is given.
         config = AutoConfig.from_pretrained(name, **common)
+        for field, causal in (("is_causal", True), ("use_bidirectional_attention", False)):
+            if getattr(config, field, causal) is not causal:  # the plan says how texts attend (``recognise``); all else is causal
+                setattr(config, field, causal)
         made: Any = AutoModelForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
         lm, info = made
         tokenizer = AutoTokenizer.from_pretrained(name, **common)
     except GritkitError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
         raise CheckpointError(f"cannot load {name!r}: {_first_line(error)}") from error
     missing = set(info["missing_keys"])
-    headless = {key for key in missing if key.endswith(_HEAD_KEYS)}
+    headless = {key for key in missing if key in HEAD_KEYS}
     if missing - headless or info["mismatched_keys"]:
         wrong = sorted(map(str, (missing - headless) or info["mismatched_keys"]))
         raise CheckpointError(
@@ -118,10 +134,13 @@ class _Reader:
         if self.folder is not None:
             path: Path | None = self.folder / file
         else:
-            found = cached_file(
-                self.name, file, revision=self.revision, _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
-            )  # fmt: skip
+            try:
+                found = cached_file(
+                    self.name, file, revision=self.revision, _raise_exceptions_for_missing_entries=False,
+                    _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
+                )  # fmt: skip
+            except (OSError, ValueError) as error:  # no such id, or not the form of one
+                raise CheckpointError(f"cannot load {self.name!r}: {_first_line(error)}") from None
             path = Path(found) if found else None
         if path is None or not path.is_file():
             return None
@@ -176,6 +195,8 @@ def _refuse_pickles(folder: Path | None) -> None:
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
+    if not isinstance(dtype, str):
+        raise InputError(f"dtype={dtype!r} is unknown; use auto, float32, bfloat16 or float16")
     short = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(dtype, dtype)
     found = getattr(torch, short, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
@@ -191,8 +212,8 @@ def _quantization(name: str) -> BitsAndBytesConfig:
     except ImportError:
         raise MissingExtraError("bitsandbytes", "quantization") from None
     if name == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call,unused-ignore]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call,unused-ignore]
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
 
@@ -205,7 +226,7 @@ def _with_adapter(lm: Any, adapter: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"{folder} is not an adapter: it needs adapter_config.json and adapter_model.safetensors")
     try:
         return PeftModel.from_pretrained(lm, str(folder))
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"the adapter {folder} does not fit this model: {_first_line(error)}") from error
 
 

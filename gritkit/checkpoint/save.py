@@ -20,12 +20,14 @@ from typing import Any
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
+from gritkit.checkpoint.load import HEAD_KEYS
 from gritkit.config import FILE_NAME, EmbeddingConfig
 from gritkit.errors import CheckpointError
 from gritkit.files import staged_folder
 from gritkit.prompts import prompt_format
 
 _ST_POOLING = {"mean": "mean", "last": "lasttoken"}
+_FOLDERS = ("st", "1_Pooling", "2_Normalize")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -37,6 +39,11 @@ def save(folder: Path, lm: Any, tokenizer: PreTrainedTokenizerBase, config: Embe
         if any(folder.iterdir()) and not (folder / "config.json").is_file():
             raise CheckpointError(
                 f"{folder} is not empty and holds no model: choose another folder, it would be replaced"
+            )
+        foreign = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in _FOLDERS)
+        if foreign:
+            raise CheckpointError(
+                f"{folder} holds {foreign[0]!r}, which is no part of a model and would be lost: choose another folder"
             )
     with staged_folder(folder) as stage:
         lm.save_pretrained(stage)
@@ -79,7 +86,7 @@ def _write_sentence_transformers(stage: Path, config: EmbeddingConfig) -> None:
         if (stage / name).is_file():
             shutil.copyfile(stage / name, inner / name)
     weights = sorted(file.name for file in stage.glob("*.safetensors"))
-    index = {key: f"../{name}" for name in weights for key in _keys(stage / name)}
+    index = {key: f"../{name}" for name in weights for key in _keys(stage / name) if key not in HEAD_KEYS}
     _write_json(inner / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
 
 

@@ -129,7 +129,9 @@ class Decoder:
         return number
 
     def leave(self, row: int) -> Completion:
-        """End a row now, whatever it has produced, and free its slot."""
+        """End a row now, whatever it has produced, and free its slot. Raises InputError when it has ended already."""
+        if row not in self._rows:
+            raise InputError(f"row {row} is not running")
         return self._finish(row, "cancelled")
 
     @torch.inference_mode()
