@@ -79,4 +79,5 @@ def test_documents_may_join_before_and_after_steps_in_inference_mode(first: bool
     for inference in (first, not first):
         with torch.inference_mode(inference):
             store.write(0, int(inference), 0, *(x[0] for x in heads(2)))
+            store.put(0, [Segment(0, 1, True, slot=int(inference), past=2)], *heads(1))
     assert torch.equal(store.get(0, 0, 0, 2)[0], store.get(0, 1, 0, 2)[0])
