@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.hub import cached_file
 
@@ -78,11 +85,15 @@ def load(
         # An own config object per model: transformers writes to the one it is given.
         config = AutoConfig.from_pretrained(name, **common)
         for field, causal in (("is_causal", True), ("use_bidirectional_attention", False)):
-            if getattr(config, field, causal) is not causal:  # the plan says how texts attend (``recognise``); all else is causal
+            if (
+                getattr(config, field, causal) is not causal
+            ):  # the plan says how texts attend (``recognise``); all else is causal
                 setattr(config, field, causal)
         made: Any = AutoModelForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
         lm, info = made
-        tokenizer = AutoTokenizer.from_pretrained(name, **common)
+        # A tokenizer of one's own beside a Qwen2 config would be rebuilt as Qwen2's: AutoTokenizer goes by model type.
+        own = "TokenizersBackend" in (reader.read("tokenizer_config.json") or "")
+        tokenizer = (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(name, **common)
     except GritkitError:
         raise
     except (
