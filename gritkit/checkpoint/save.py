@@ -49,8 +49,19 @@ def save(folder: Path, lm: Any, tokenizer: PreTrainedTokenizerBase, config: Embe
         lm.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
         (stage / FILE_NAME).write_text(config.to_json(), encoding="utf-8")
-        if config.pooling in _ST_POOLING:
+        if _means_the_same(tokenizer, config):
             _write_sentence_transformers(stage, config)
+
+
+def _means_the_same(tokenizer: PreTrainedTokenizerBase, config: EmbeddingConfig) -> bool:
+    """Whether sentence-transformers would pool the same tokens: it leaves a prompt out, but never a lone beginning,
+    and it adds no end that the tokenizer does not add.
+    """
+    preset = prompt_format(config.prompt_format)
+    special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    if config.pooling == "mean":
+        return bool(preset.passage and preset.query) or not special[0]
+    return config.pooling in _ST_POOLING and (not preset.append_eos or bool(special[-1]))
 
 
 def _write_sentence_transformers(stage: Path, config: EmbeddingConfig) -> None:
