@@ -231,7 +231,7 @@ class Tokens:
             if between:
                 ids += (self._inner if ids else self._text).encode(between, add_special_tokens=False).ids
             if found:
-                ids.append(self._text.token_to_id(found[0].strip()))
+                ids += [i for i in [self._text.token_to_id(found[0].strip())] if i is not None]
                 at = found.end()
         return ids
 

@@ -84,16 +84,16 @@ def load(
     try:
         # An own config object per model: transformers writes to the one it is given.
         config = AutoConfig.from_pretrained(name, **common)
+        # How texts attend is the plan's business (``recognise`` reads these from the file); all else is causal.
         for field, causal in (("is_causal", True), ("use_bidirectional_attention", False)):
-            if (
-                getattr(config, field, causal) is not causal
-            ):  # the plan says how texts attend (``recognise``); all else is causal
+            if getattr(config, field, causal) is not causal:
                 setattr(config, field, causal)
         made: Any = AutoModelForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
         lm, info = made
         # A tokenizer of one's own beside a Qwen2 config would be rebuilt as Qwen2's: AutoTokenizer goes by model type.
         own = "TokenizersBackend" in (reader.read("tokenizer_config.json") or "")
-        tokenizer = (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(name, **common)
+        maker: Any = PreTrainedTokenizerFast if own else AutoTokenizer
+        tokenizer = maker.from_pretrained(name, **common)
     except GritkitError:
         raise
     except (
