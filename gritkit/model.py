@@ -282,7 +282,7 @@ class GritModel(nn.Module):
 
     def complete_batch(self, prompts: Sequence[str], **sampling: Any) -> list[Completion]:
         """Continue several raw prompts together; each result is what it would be alone."""
-        params = _params(sampling)
+        params = SamplingParams.of(sampling)
         return self.generate([Request(self.tokens.raw_prompt(prompt), params) for prompt in prompts])
 
     def chat(self, messages: Sequence[Message], **sampling: Any) -> Completion:
@@ -291,16 +291,16 @@ class GritModel(nn.Module):
 
     def chat_batch(self, conversations: Sequence[Sequence[Message]], **sampling: Any) -> list[Completion]:
         """Answers to several conversations, generated together."""
-        params = _params(sampling)
+        params = SamplingParams.of(sampling)
         return self.generate([Request(self.tokens.chat_prompt(messages), params) for messages in conversations])
 
     def stream(self, messages: Sequence[Message], **sampling: Any) -> Iterator[Event]:
         """The answer as it comes: Delta events, whose texts join to the answer, then one Finished with all of it."""
-        return self.stream_requests([Request(self.tokens.chat_prompt(messages), _params(sampling))])
+        return self.stream_requests([Request(self.tokens.chat_prompt(messages), SamplingParams.of(sampling))])
 
     def stream_complete(self, prompt: str, **sampling: Any) -> Iterator[Event]:
         """As :meth:`stream`, for a raw prompt."""
-        return self.stream_requests([Request(self.tokens.raw_prompt(prompt), _params(sampling))])
+        return self.stream_requests([Request(self.tokens.raw_prompt(prompt), SamplingParams.of(sampling))])
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Run requests to their end, in order."""
@@ -458,14 +458,6 @@ class GritModel(nn.Module):
         if self._backbone.base is not self.lm:
             self.lm = self.lm.merge_and_unload()  # type: ignore[operator]
             self._backbone = Backbone(self.lm)
-
-
-def _params(sampling: dict[str, Any]) -> SamplingParams:
-    known = SamplingParams.__dataclass_fields__
-    for name in sampling:
-        if name not in known:
-            raise InputError(f"unknown generation option {name!r}; known are {', '.join(sorted(known))}")
-    return SamplingParams(**sampling)
 
 
 def _bar(progress: bool, texts: Iterable[str]) -> Any:

@@ -123,7 +123,7 @@ def main(
         temperature=0.05,
         query_max_length=24,
         passage_max_length=52,
-        generative_max_length=112,
+        generative_max_length=144,
         learning_rate=4e-3,
         lr_scheduler_type="linear",
         warmup_steps=0.1,
@@ -288,7 +288,7 @@ def records(functions: Sequence[Function], seed: int) -> list[EmbeddingRecord | 
             before = one.document[: max(240, len(answer))]
             asked = GRIT.ask.replace("{question}", one.question)
             made.append(GenerativeRecord.of(GRIT.embed_prefix("passage", None) + before + asked + answer))
-        else:
+        elif len(one.signature) <= 200:  # a longer one leaves no room for what is to be written
             made.append(GenerativeRecord.of(_chat(one)))
     return made
 

@@ -1,4 +1,7 @@
-"""What every test stands on: no network, two threads, and the shared data folder where it exists."""
+"""What every test stands on: no network, one thread a process, and the shared data folder where it exists.
+
+Models in tests are tiny: a second thread costs more than it brings, and tests run in several processes at once.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from pathlib import Path
 # Read by the libraries when they are imported, so they are set before any test imports one.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # also of the processes that tests start
 
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gritkit.data.tokenised import EmbeddingRow, TokenisedData
 from gritkit.errors import InputError
@@ -91,7 +92,8 @@ class Mixer:
         self._seed = seed
         self._epoch, self._place, self._drawn = 0, 0, 0
         self._drafts = self._epoch_drafts(0)
-        self._cycle, self._order = -1, np.zeros(0, dtype=np.int64)
+        self._cycle = -1
+        self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         generative_steps = math.ceil(len(data.generative) / self._num_generative) if self._num_generative else 0
         self.steps_per_epoch = max(len(self._drafts), generative_steps)
         """Steps until every row of both halves was used at least once."""
@@ -142,7 +144,7 @@ class Mixer:
             cycle, place = divmod(self._drawn, total)
             if cycle != self._cycle:
                 self._cycle, self._order = cycle, self._random("generative", cycle).permutation(total)
-            result.append(self._data.generative[self._order[place]])
+            result.append(self._data.generative[int(self._order[place])])
             self._drawn += 1
         return result
 

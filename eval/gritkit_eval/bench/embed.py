@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gritkit.errors import GritkitError, InputError
 from gritkit_eval.bench.harness import Contestant, Running, Timing, interleave
@@ -30,9 +31,7 @@ _TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
 """Largest difference of a vector's component that still counts as the same output."""
 
 
-def run(
-    *, texts: Path | None, num: int, rounds: int, size: str, device: str, peer_python: str | None
-) -> str:  # fmt: skip
+def run(*, texts: Path | None, num: int, rounds: int, size: str, device: str, peer_python: str | None) -> str:
     """The section for the results file. Raises GritkitError where contestants disagree on the vectors."""
     if size not in _SIZES:
         raise InputError(f"size={size!r} is not one of {', '.join(_SIZES)}")
@@ -104,8 +103,8 @@ def _best(options: dict[str, str], peer: dict[str, str]) -> Running:
 
 
 def _rows(
-    dtype: str, timings: dict[str, Timing], vectors: dict[str, np.ndarray], num_tokens: int
-) -> list[list[str]]:  # fmt: skip
+    dtype: str, timings: dict[str, Timing], vectors: dict[str, NDArray[np.float32]], num_tokens: int
+) -> list[list[str]]:
     rows = []
     ours = timings["gritkit"]
     for name, timing in timings.items():
