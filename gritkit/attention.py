@@ -266,10 +266,6 @@ def _sdpa(
     dropout: float,
     sliding_window: int | None,
 ) -> Tensor:
-    dtype = query_BHND.dtype
-    if query_BHND.requires_grad and dtype == torch.bfloat16 and query_BHND.device.type == "cpu":
-        # The backward pass of torch's bf16 kernel is several times as slow there as casting to fp32 and back.
-        query_BHND, key_BGLD, value_BGLD = query_BHND.float(), key_BGLD.float(), value_BGLD.float()
     num_queries, num_keys = query_BHND.shape[2], key_BGLD.shape[2]
     groups = query_BHND.shape[1] // key_BGLD.shape[1]
     if groups > 1 and query_BHND.device.type == "mps":  # grouped and masked together, MPS had wrong before torch 2.13
@@ -279,10 +275,13 @@ def _sdpa(
     back = None if back is not None and back >= num_keys - 1 else back
     ahead = None if ahead is not None and (num_queries == 1 or ahead >= num_queries - 1) else ahead
     plain_causal = ahead == 0 and back is None and num_keys == num_queries
+    short = query_BHND.requires_grad and query_BHND.device.type == "cpu" and num_keys <= _SHORT and dropout == 0.0
     mask = None
-    if not plain_causal and (back is not None or ahead is not None):
+    if (back is not None or ahead is not None) and (short or not plain_causal):
         mask = plan.mask(num_queries, num_keys - num_queries, back, ahead, query_BHND.device)
-    out_BHND = scaled_dot_product_attention(
+    if short:
+        return softmax_attention(query_BHND, key_BGLD, value_BGLD, mask, scaling)
+    return scaled_dot_product_attention(
         query_BHND,
         key_BGLD,
         value_BGLD,
@@ -292,7 +291,26 @@ def _sdpa(
         scale=scaling,
         enable_gqa=query_BHND.shape[1] != key_BGLD.shape[1],
     )
-    return out_BHND.to(dtype)
+
+
+_SHORT = 256
+"""Keys up to which a CPU trains faster by plain matrix products than through the fused kernel's backward pass."""
+
+
+def softmax_attention(
+    query_BHND: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, seen_NL: Tensor | None, scaling: float | None
+) -> Tensor:
+    """Attention as its formula says, softmax in at least fp32; its gradient is three batched matrix products."""
+    _, heads, num_queries, size = query_BHND.shape
+    groups = heads // key_BGLD.shape[1]
+    query_BGMD = query_BHND.reshape(query_BHND.shape[0], -1, groups * num_queries, size)
+    scores_BGML = query_BGMD @ key_BGLD.transpose(2, 3)
+    scores_BGML = scores_BGML.to(torch.promote_types(scores_BGML.dtype, torch.float32))
+    scores_BGML = scores_BGML * (size**-0.5 if scaling is None else scaling)
+    if seen_NL is not None:
+        scores_BGML = scores_BGML.masked_fill(~seen_NL.repeat(groups, 1), float("-inf"))
+    out_BGMD = scores_BGML.softmax(-1).to(value_BGLD.dtype) @ value_BGLD
+    return out_BGMD.reshape(query_BHND.shape[0], heads, num_queries, value_BGLD.shape[3])
 
 
 def _attend_slots(

@@ -146,14 +146,24 @@ def test_segment_kernel(plan: Plan, window: int | None, grouping: tuple[int, int
 
 @settings(max_examples=40, deadline=None)
 @given(plans, windows, groupings)
+def test_short_segments_that_train_on_a_cpu(plan: Plan, window: int | None, grouping: tuple[int, int]) -> None:
+    qkv = [x.requires_grad_() for x in heads(plan.length, *grouping)]
+    out = run(plan, qkv, sliding_window=window, scaling=0.3)
+    torch.testing.assert_close(out, attend_plainly(plan, *qkv, 0.3, sliding_window=window), **EXACT)
+
+
+@settings(max_examples=40, deadline=None)
+@given(plans, windows, groupings)
 def test_varlen_kernel(plan: Plan, window: int | None, grouping: tuple[int, int]) -> None:
     qkv = heads(plan.length, *grouping, size=4)
     out = attention._attend_varlen(varlen_twin, plan, *qkv, 0.3, window)
     torch.testing.assert_close(out, attend_plainly(plan, *qkv, 0.3, window), **EXACT)
 
 
-@pytest.mark.parametrize("device_kernel", ["segments", "varlen"])
-def test_gradients_of_the_kernels(device_kernel: str) -> None:
+@pytest.mark.parametrize("device_kernel", ["short", "fused", "varlen"])
+def test_gradients_of_the_kernels(device_kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device_kernel == "fused":
+        monkeypatch.setattr(attention, "_SHORT", 0)
     segments = (Segment(0, 4, False), Segment(4, 8, False), Segment(8, 11, True, reads=((4, 8), (0, 4))))
     grads = []
     for kind in (device_kernel, "plain"):
