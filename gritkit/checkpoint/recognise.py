@@ -15,6 +15,7 @@ from typing import Any
 
 from gritkit.config import FILE_NAME, EmbeddingConfig, Pooling
 from gritkit.errors import CheckpointError
+from gritkit.prompts import GRIT
 
 ReadFile = Callable[[str], str | None]
 
@@ -95,7 +96,7 @@ def _bidirectional(config: dict[str, Any]) -> bool:
 
 
 def _format(prompts: list[str], pooling: Pooling) -> str:
-    if any("<|embed|>" in prompt for prompt in prompts):
+    if any(GRIT.query.strip() in prompt for prompt in prompts):
         return "grit"
     if any(prompt.startswith("Instruct:") for prompt in prompts):
         return "instruct-query"
