@@ -283,6 +283,8 @@ class GritModel(nn.Module):
     def complete_batch(self, prompts: Sequence[str], **sampling: Any) -> list[Completion]:
         """Continue several raw prompts together; each result is what it would be alone."""
         params = SamplingParams.of(sampling)
+        if isinstance(prompts, str):
+            raise InputError("complete_batch needs a list of prompts; for one prompt there is complete()")
         return self.generate([Request(self.tokens.raw_prompt(prompt), params) for prompt in prompts])
 
     def chat(self, messages: Sequence[Message], **sampling: Any) -> Completion:
@@ -292,6 +294,8 @@ class GritModel(nn.Module):
     def chat_batch(self, conversations: Sequence[Sequence[Message]], **sampling: Any) -> list[Completion]:
         """Answers to several conversations, generated together."""
         params = SamplingParams.of(sampling)
+        if conversations and isinstance(conversations[0], dict):
+            raise InputError("chat_batch needs a list of conversations; for one conversation there is chat()")
         return self.generate([Request(self.tokens.chat_prompt(messages), params) for messages in conversations])
 
     def stream(self, messages: Sequence[Message], **sampling: Any) -> Iterator[Event]:
@@ -314,6 +318,8 @@ class GritModel(nn.Module):
         needed = [r.num_cached + len(r.prompt_ids) + r.params.max_new_tokens for r in requests]
         num_slots = min(len(requests), _ROWS_AT_ONCE.get(self.device.type, 8))
         decoder = self.decoder(num_slots=num_slots, max_length=max(needed))
+        for request in requests:  # all of them, before any has run
+            decoder.room(request)
         waiting = list(requests)[::-1]
         while waiting or decoder.busy:
             while waiting and decoder.num_free:

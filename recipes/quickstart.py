@@ -96,7 +96,7 @@ class Function:
 
 
 def main(
-    *, output: str = "out/quickstart", steps: int = 150, batch_size: int = 384, held_out: int = 1000, seed: int = 0
+    *, output: str = "out/quickstart", steps: int = 160, batch_size: int = 384, held_out: int = 1000, seed: int = 0
 ) -> None:
     """Collect, split, train, compare, save."""
     started = time.perf_counter()
@@ -118,11 +118,11 @@ def main(
         output_dir=str(folder),
         max_steps=steps,
         embedding_batch_size=batch_size,
-        generative_batch_size=40,
+        generative_batch_size=32,
         num_hard_negatives=0,
         temperature=0.05,
         query_max_length=24,
-        passage_max_length=52,
+        passage_max_length=48,
         generative_max_length=144,
         learning_rate=4e-3,
         lr_scheduler_type="linear",
@@ -131,7 +131,7 @@ def main(
         weight_decay=0.01,
         optim="adamw_torch_fused",
         bf16=_fast_bf16(),
-        tokens_per_row=4096,
+        tokens_per_row=8192,
         save_strategy="no",
         logging_steps=5,
         seed=seed,
@@ -320,7 +320,7 @@ def train_tokenizer(functions: Sequence[Function], vocabulary: int = 4096) -> Pr
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int, hidden: int = 256, layers: int = 3) -> GritModel:
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int, hidden: int = 256, layers: int = 2) -> GritModel:
     """Random weights of deviation 1/sqrt(width) (LeCun); the usual 0.02 is that of a width of 2,500."""
     torch.manual_seed(seed)
     config = MistralConfig(

@@ -9,7 +9,8 @@ import torch
 
 from gritkit import GritModel
 from gritkit.errors import InputError, UnsupportedModelError
-from gritkit.generation.params import Completion, Delta, Finished
+from gritkit.generation.decoder import Request
+from gritkit.generation.params import Completion, Delta, Finished, SamplingParams
 from tests.models import CONTEXT, grit_model, language_model
 
 PROMPTS = ["the quick brown fox", "a", "documents are read once and answered"]
@@ -67,6 +68,24 @@ def test_what_cannot_be_continued(model: GritModel) -> None:
         with pytest.raises(InputError, match=said) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_one_prompt_or_conversation_is_no_batch(model: GritModel) -> None:
+    with pytest.raises(InputError, match="complete_batch needs a list"):
+        model.complete_batch("a prompt")
+    with pytest.raises(InputError, match="chat_batch needs a list"):
+        model.chat_batch(CHATS[0])  # type: ignore[arg-type]
+
+
+def test_a_batch_with_a_prompt_that_does_not_fit_starts_nothing(model: GritModel) -> None:
+    events = model.stream_requests(
+        [
+            Request(model.tokens.raw_prompt(text), SamplingParams(max_new_tokens=1))
+            for text in ("fits", "a b " * CONTEXT)
+        ]
+    )
+    with pytest.raises(InputError, match="tokens and the context holds"):
+        next(events)
 
 
 def test_a_beginning_alone_is_continued(model: GritModel) -> None:

@@ -93,6 +93,18 @@ class Decoder:
         """Tokens that a row has so far: 0 while its prompt is still being computed, and once it has finished."""
         return len(self._rows[row].produced) if row in self._rows else 0
 
+    def room(self, request: Request) -> int:
+        """Tokens that an answer can have. Raises InputError for an empty prompt or one that does not fit."""
+        taken = request.num_cached + len(request.prompt_ids)
+        if not request.prompt_ids:
+            raise InputError("the prompt is empty: there is nothing to continue")
+        if taken >= self._store.max_length:
+            raise InputError(
+                f"the prompt has {taken} tokens and the context holds {self._store.max_length} with the answer: "
+                "shorten it or give fewer documents"
+            )
+        return self._store.max_length - taken
+
     def join(self, request: Request) -> int:
         """Take a slot and lay the documents into it; returns the row's number, which its events carry.
 
@@ -100,15 +112,7 @@ class Decoder:
             InputError: for an empty prompt, one that does not fit the context, or when no slot is free.
             UnsupportedModelError: for documents on a model whose positions cannot be moved.
         """
-        past = request.num_cached
-        room = self._store.max_length - past - len(request.prompt_ids)
-        if not request.prompt_ids:
-            raise InputError("the prompt is empty: there is nothing to continue")
-        if room < 1:
-            raise InputError(
-                f"the prompt has {past + len(request.prompt_ids)} tokens and the context holds "
-                f"{self._store.max_length} with the answer: shorten it or give fewer documents"
-            )
+        room, past = self.room(request), request.num_cached
         slot = self._store.take()
         try:
             self._lay(slot, request.documents)
