@@ -52,5 +52,5 @@ def test_lengths_stay_on_the_cpu() -> None:
 
 
 def test_every_device_has_a_budget() -> None:
-    assert token_budget(torch.device("cpu")) < token_budget(torch.device("mps")) < token_budget(torch.device("cuda:1"))
+    assert token_budget(torch.device("cpu")) <= token_budget(torch.device("mps")) < token_budget(torch.device("cuda:1"))
     assert token_budget(torch.device("xpu")) > 0

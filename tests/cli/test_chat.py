@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,14 @@ class Terminal:
         assert text in self.seen, self.seen
         self.seen = self.seen.partition(text)[2]
 
+    def wait_for_more(self, length: int, seconds: float = 60) -> None:
+        """Read until so many characters more have come."""
+        end = time.monotonic() + seconds
+        while len(self.seen) < length:
+            assert time.monotonic() < end, f"only {self.seen!r}"
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.seen += os.read(self.master, 65536).decode(errors="replace")
+
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
@@ -157,7 +166,11 @@ def _controlling_terminal() -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(model_folder: Path, tmp_path: Path) -> None:
     saved = tmp_path / "chat.json"
-    terminal = Terminal(str(model_folder), "--max-new-tokens", "450", "--temperature", "1", "--seed", "1")
+    endless = tmp_path / "endless"  # greedy, it never says the end of text, and its context is long
+    shutil.copytree(model_folder, endless)
+    config = json.loads((endless / "config.json").read_text(encoding="utf-8"))
+    (endless / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 65536}), encoding="utf-8")
+    terminal = Terminal(str(endless), "--max-new-tokens", "60000")
     try:
         terminal.wait_for("Ctrl-D leaves")
         terminal.wait_for("> ")
@@ -166,7 +179,7 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(model_folder: P
         terminal.wait_for("> ")
         terminal.type("hello there\n")
         terminal.wait_for("hello there")
-        time.sleep(0.3)
+        terminal.wait_for_more(100)
         terminal.type("\x03")
         terminal.wait_for("(stopped)", 10)
         terminal.wait_for("> ")
