@@ -96,7 +96,7 @@ class Function:
 
 
 def main(
-    *, output: str = "out/quickstart", steps: int = 160, batch_size: int = 384, held_out: int = 1000, seed: int = 0
+    *, output: str = "out/quickstart", steps: int = 140, batch_size: int = 384, held_out: int = 1000, seed: int = 0
 ) -> None:
     """Collect, split, train, compare, save."""
     started = time.perf_counter()

@@ -5,6 +5,7 @@ This module knows nothing about training; the recipe and the library do.
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -33,6 +34,7 @@ def train(
     if show_options or settings == ["help"]:
         write(describe_options(main, "\n") + "\n")
         return
+    logging.getLogger("gritkit").setLevel(logging.INFO)  # where stderr is no terminal, progress is log lines
     main(**read_options(main, settings or []))
 
 
