@@ -89,19 +89,14 @@ def _silence() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-class _ToStderr(logging.StreamHandler[Any]):
+class _ToStderr(logging.Handler):
     """Whatever ``sys.stderr`` is at the time of the message."""
 
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, value: Any) -> None:
-        pass
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr)
+        except Exception:  # logging's own rule: a message that cannot be written ends no program
+            self.handleError(record)
 
 
 def _failure(error: Exception) -> tuple[str, int]:
