@@ -14,7 +14,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from gritkit.cli.commands import root_command
 from gritkit.cli.wording import as_flags, one_line
