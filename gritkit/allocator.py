@@ -1,7 +1,7 @@
 """glibc's malloc, told to keep the large buffers of a forward pass instead of returning them to the kernel.
 
-By default every activation above 128 KiB to 32 MiB is a fresh ``mmap``: the kernel zeroes its pages on first touch and
-takes them back at once. On a CPU that costs a third of a small model's embedding time (measured: `eval/RESULTS.md`).
+By default an activation above the threshold (128 KiB, growing to at most 32 MiB) is a fresh ``mmap``: the kernel zeroes
+its pages on first touch and takes them back as soon as it is freed, layer after layer.
 Raising two thresholds keeps the pages in the heap, where the next layer reuses them.
 
 This module knows nothing about models.
