@@ -1,12 +1,7 @@
-"""The one attention function, and the plan that tells it what each token may see.
+"""The one attention function: what every layer calls, and the kernels behind it.
 
-A batch is one *packed row*: many sequences one after the other, without padding. A :class:`Plan` lists its
-:class:`Segment` s: where the queries of a sequence stand, whether they see each other causally or both ways, and which
-keys they see before their own - other ranges of the row (documents that an answer reads) or a slot of a key-value store
-(what was already decoded). Embedding, generating, training and serving are builders of plans; nothing of the model
-changes between calls, so threads may embed and generate on one model at once.
-
-The plan travels as a keyword of the forward call. transformers' own switch (``is_causal=False``) writes to the shared
+The :class:`~gritkit.plan.Plan` travels as a keyword of the forward call; nothing of the model changes between calls, so
+threads may embed and generate on one model at once. transformers' own switch (``is_causal=False``) writes to the shared
 config during the call instead, and corrupts whatever runs beside it.
 
 Kernels: varlen flash attention on CUDA (flash-attn when installed, else torch's own), scaled dot-product attention
@@ -22,10 +17,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby, pairwise
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,144 +28,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from gritkit.errors import InputError, UnsupportedModelError
+from gritkit.plan import Plan, Segment
 
 NAME = "gritkit"
 """The name under which the function is registered; ``attn_implementation="gritkit"``."""
-
-WindowRule = Literal["exclusive", "inclusive", "full"]
-"""How far a bidirectional segment of a sliding-window layer sees: |q-k| < W, |q-k| <= W, or everything."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One sequence of the packed row.
-
-    Its queries are the row's tokens ``start`` to ``end`` (exclusive). Their keys are, in this order: the ranges
-    ``reads`` of the same row, or the first ``past`` tokens of ``slot`` in the plan's store; then the segment itself,
-    ``causal`` or not. Windows count positions in that joined order, as though what is read stood right before.
-    """
-
-    start: int
-    end: int
-    causal: bool
-    reads: tuple[tuple[int, int], ...] = ()
-    slot: int | None = None
-    past: int = 0
-
-    @property
-    def length(self) -> int:
-        return self.end - self.start
-
-    @property
-    def before(self) -> int:
-        """How many keys stand before the segment's own."""
-        return self.past + sum(end - start for start, end in self.reads)
-
-
-class KeyValueStore(Protocol):
-    """Slots of key-values that outlive a forward call (``gritkit.kv.slots`` has the implementation)."""
-
-    def put(self, layer: int, segments: Sequence[Segment], key_1GTD: Tensor, value_1GTD: Tensor) -> None:
-        """Write each segment's keys and values to its slot, after its ``past`` tokens."""
-
-    def get(self, layer: int, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [1, G, end-start, D] of one slot."""
-
-    def get_many(self, layer: int, slots: Sequence[int], end: int) -> tuple[Tensor, Tensor]:
-        """The first ``end`` tokens of several slots, [B, G, end, D]; past a slot's own length undefined."""
-
-
-KeyHook = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(layer, query, key, value) -> (query, key), called before attention: deferred rotation taps un-rotated keys here."""
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What every token of one packed row may see; made for one forward call and not used again.
-
-    Raises:
-        InputError: when the segments do not tile the row, read what is not before them, or name a slot without a store.
-    """
-
-    segments: tuple[Segment, ...]
-    window_rule: WindowRule = "exclusive"
-    store: KeyValueStore | None = None
-    key_hook: KeyHook | None = None
-    window_cap: int | None = None
-    """Narrows every sliding window; the load-time probe looks through small windows at a model whose own is large."""
-    layers_run: dict[int, int | None] = field(default_factory=dict)
-    """Layer -> its sliding window, of the layers that attended by this plan; filled during the call, checked after."""
-    _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        at = 0
-        for segment in self.segments:
-            if segment.start != at or segment.end <= at:
-                raise InputError(f"segments must tile the row without gaps: {segment} does not start at {at}")
-            if any(not 0 <= start < end <= segment.start for start, end in segment.reads):
-                raise InputError(f"a segment reads only what stands before it in the row: {segment}")
-            ordered = sorted(segment.reads)
-            if any(end > start for (_, end), (start, _) in pairwise(ordered)):
-                raise InputError(f"a segment reads a key once: {segment}")
-            if segment.past < 0 or (segment.slot is None and segment.past):
-                raise InputError(f"past tokens need a slot: {segment}")
-            if segment.slot is not None and (self.store is None or segment.reads or not segment.causal):
-                raise InputError(f"a slot needs a store, causal attention and no other reads: {segment}")
-            if self.store is not None and segment.reads:
-                raise InputError(f"beside a store a segment reads its slot or nothing: {segment}")
-            at = segment.end
-        if at == 0:
-            raise InputError("a plan needs at least one token")
-        slots = [segment.slot for segment in self.segments if segment.slot is not None]
-        if len(set(slots)) < len(slots):
-            raise InputError(f"one segment a slot and a pass, not {slots}")
-
-    @property
-    def length(self) -> int:
-        return self.segments[-1].end
-
-    @staticmethod
-    def of(lengths: Sequence[int], *, causal: bool, window_rule: WindowRule = "exclusive", **rest: Any) -> Plan:
-        """Sequences of the given lengths one after the other, each alone."""
-        segments, at = [], 0
-        for length in lengths:
-            segments.append(Segment(at, at + length, causal))
-            at += length
-        return Plan(tuple(segments), window_rule, **rest)
-
-    @functools.cached_property
-    def runs(self) -> tuple[tuple[Segment, int], ...]:
-        """(first segment, count) of neighbouring segments that differ only in their place: one kernel call each."""
-        groups = groupby(self.segments, lambda s: (s.length, s.causal, s.start if s.reads else -1))
-        return tuple((next(group), 1 + sum(1 for _ in group)) for _, group in groups)
-
-    def reach(self, segment: Segment, sliding_window: int | None) -> tuple[int | None, int | None]:
-        """How far back and ahead a query of the segment sees, each None where unlimited (ahead is 0 when causal)."""
-        if sliding_window is None:
-            return None, 0 if segment.causal else None
-        window = sliding_window if self.window_cap is None else min(sliding_window, self.window_cap)
-        if segment.causal:
-            return window - 1, 0
-        if self.window_rule == "full":
-            return None, None
-        sees = window - 1 if self.window_rule == "exclusive" else window
-        return sees, sees
-
-    def mask(self, num_queries: int, before: int, back: int | None, ahead: int | None, device: torch.device) -> Tensor:
-        """Boolean [num_queries, before + num_queries], True where the query sees the key; kept for the next layer."""
-        index = -1 if device.index is None else device.index
-        where = (num_queries, before, -1 if back is None else back, -1 if ahead is None else ahead, index)
-        if where not in self._masks:
-            query = torch.arange(before, before + num_queries, device=device)[:, None]
-            distance = query - torch.arange(before + num_queries, device=device)[None]
-            seen = torch.ones_like(distance, dtype=torch.bool)
-            if back is not None:
-                seen &= distance <= back
-            if ahead is not None:
-                seen &= distance >= -ahead
-            self._masks[where] = seen
-        return self._masks[where]
-
 
 # What modeling code passes along that attention has no use for; everything else unknown is refused.
 _HARMLESS = frozenset(

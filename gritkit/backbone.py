@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from gritkit import attention
-from gritkit.attention import Plan, Segment, WindowRule
 from gritkit.errors import GritkitError, UnsupportedModelError
+from gritkit.plan import Plan, Segment, WindowRule
 from gritkit.rope import DeferredRotation, Rope
 
 

@@ -1,7 +1,7 @@
 """Token sequences -> packed rows: which go together under a token budget, and how their tensors lie.
 
 A row is many sequences one after the other, without padding; what each token may see is the plan's business
-(``gritkit.attention``). Sequences are packed longest first, so equally long ones are neighbours and share a kernel
+(``gritkit.plan``). Sequences are packed longest first, so equally long ones are neighbours and share a kernel
 call; callers restore their own order by the indices.
 
 This module knows nothing about text, models or devices beyond the budget that suits them.

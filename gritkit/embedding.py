@@ -12,11 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gritkit.attention import Plan, WindowRule
 from gritkit.backbone import Backbone
 from gritkit.batch import Batch, pack, rows_of
 from gritkit.config import EmbeddingConfig
 from gritkit.kv.dockv import DocKV
+from gritkit.plan import Plan, WindowRule
 from gritkit.pooling import pool, unit
 from gritkit.rope import Rope
 from gritkit.tokens import TokenSeq

@@ -29,7 +29,6 @@ from transformers import PreTrainedTokenizerBase
 
 from gritkit import attention
 from gritkit.allocator import keep_large_buffers
-from gritkit.attention import Plan
 from gritkit.backbone import Backbone, ProbeReport, probe
 from gritkit.batch import Batch, pack, rows_of, token_budget
 from gritkit.checkpoint.load import load
@@ -41,6 +40,7 @@ from gritkit.files import resolve
 from gritkit.generation.decoder import Decoder, Request
 from gritkit.generation.params import Completion, Event, Finished, SamplingParams
 from gritkit.kv.dockv import DocKV
+from gritkit.plan import Plan
 from gritkit.pooling import unit
 from gritkit.prompts import Message, Role, chat_template, prompt_format
 from gritkit.rope import Rope

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gritkit import attention
-from gritkit.attention import Plan, Segment, attend, attend_one_token_each, attend_plainly, plain_mask
+from gritkit.attention import attend, attend_one_token_each, attend_plainly, plain_mask
 from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.kv.slots import SlotStore
+from gritkit.plan import Plan, Segment, WindowRule
 
 RULES = ("exclusive", "inclusive", "full")
 EXACT = {"atol": 1e-12, "rtol": 1e-12}
@@ -119,7 +120,7 @@ def test_the_plain_twin_weighs_by_the_scaled_exponent_of_the_score() -> None:
         (False, "full", [0, 1, 2, 3, 4, 5, 6]),
     ],
 )
-def test_a_window_of_two_by_each_rule(causal: bool, rule: attention.WindowRule, seen_by_3: list[int]) -> None:
+def test_a_window_of_two_by_each_rule(causal: bool, rule: WindowRule, seen_by_3: list[int]) -> None:
     mask = plain_mask(Plan.of([7], causal=causal, window_rule=rule), 2)
     assert mask[3].nonzero().flatten().tolist() == seen_by_3
 

@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from gritkit import attention
-from gritkit.attention import Plan
 from gritkit.backbone import Backbone, probe
 from gritkit.errors import UnsupportedModelError
 from gritkit.model import GritModel
+from gritkit.plan import Plan, Segment, WindowRule
 from tests.models import (
     ARCHITECTURES,
     MOVABLE,
@@ -128,17 +128,17 @@ def test_a_layer_that_loses_its_window_is_caught(name: str, window: int, monkeyp
 @pytest.mark.parametrize("window", [WINDOW, 4096])
 @pytest.mark.parametrize("rule", ["exclusive", "inclusive", "full"])
 def test_a_kernel_that_looks_past_its_window_is_caught(
-    window: int, rule: attention.WindowRule, monkeypatch: pytest.MonkeyPatch
+    window: int, rule: WindowRule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = backbone_of("mistral_window", sliding_window=window)
     probe(backbone, rule)
-    original = attention.Plan.reach
+    original = Plan.reach
 
-    def too_far(self: Plan, segment: attention.Segment, sliding_window: int | None) -> tuple[int | None, int | None]:
+    def too_far(self: Plan, segment: Segment, sliding_window: int | None) -> tuple[int | None, int | None]:
         back, ahead = original(self, segment, sliding_window)
         return (None if back is None else back + 1), ahead if segment.causal or ahead is None else ahead + 1
 
-    monkeypatch.setattr(attention.Plan, "reach", too_far)
+    monkeypatch.setattr(Plan, "reach", too_far)
     with pytest.raises(UnsupportedModelError, match=r"MistralForCausalLM: (tokens see|a causal plan differs)"):
         probe(backbone, rule)
 

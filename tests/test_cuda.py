@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from gritkit import attention
-from gritkit.attention import Plan, Segment, attend_one_token_each, attend_plainly
+from gritkit.attention import attend_one_token_each, attend_plainly
 from gritkit.embedding import embed_sequences
 from gritkit.kv.slots import SlotStore
 from gritkit.model import GritModel
+from gritkit.plan import Plan, Segment
 from tests.models import ARCHITECTURES, TEXTS, language_model, shared_model, tokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU (torch sees no CUDA)")

@@ -16,12 +16,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gritkit.attention import Plan, Segment
 from gritkit.batch import pack
 from gritkit.config import EmbeddingConfig, Pooling
 from gritkit.embedding import embed_sequences
 from gritkit.errors import InputError
 from gritkit.model import GritModel
+from gritkit.plan import Plan, Segment
 from gritkit.tokens import TokenSeq, sequence
 from tests import padded
 from tests.models import (

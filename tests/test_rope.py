@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gritkit.attention import Plan, Segment
 from gritkit.errors import UnsupportedModelError
 from gritkit.model import GritModel
+from gritkit.plan import Plan, Segment
 from gritkit.rope import Rope
 from tests.models import MOVABLE, TEXTS, grit_model, shared_model
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import torch
 from tokenizers import Tokenizer
 
-from gritkit.attention import Plan, Segment
 from gritkit.backbone import Backbone
 from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.generation.params import Completion, Delta, Event, Finished, FinishReason, SamplingParams, Usage
@@ -23,6 +22,7 @@ from gritkit.generation.sampling import Sampler
 from gritkit.generation.text import TextStream
 from gritkit.kv.dockv import DocKV
 from gritkit.kv.slots import SlotStore
+from gritkit.plan import Plan, Segment
 from gritkit.rope import Rope
 
 PREFILL_CHUNK = 512

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gritkit.attention import Segment
 from gritkit.errors import InputError
+from gritkit.plan import Segment
 
 
 class SlotStore:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gritkit.attention import Segment
 from gritkit.errors import InputError
 from gritkit.kv.slots import SlotStore
+from gritkit.plan import Segment
 
 
 def heads(num_tokens: int, seed: int = 0, value_size: int = 4) -> tuple[Tensor, Tensor]:
