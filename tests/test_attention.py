@@ -257,36 +257,6 @@ def test_one_token_each_equals_row_by_row(pasts: list[int], window: int | None, 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
 
-STORE = SlotStore(num_slots=2, max_length=8)
-
-
-@pytest.mark.parametrize(
-    ("segments", "store", "message"),
-    [
-        ((), None, "at least one token"),
-        ((Segment(0, 0, True),), None, "tile"),
-        ((Segment(1, 3, True),), None, "tile"),
-        ((Segment(0, 3, True), Segment(4, 5, True)), None, "tile"),
-        ((Segment(0, 3, True), Segment(2, 5, True)), None, "tile"),
-        ((Segment(0, 3, True), Segment(3, 2, True)), None, "tile"),
-        ((Segment(0, 3, True, reads=((0, 3),)),), None, "before it"),
-        ((Segment(0, 3, True), Segment(3, 5, True, reads=((2, 4),))), None, "before it"),
-        ((Segment(0, 3, True), Segment(3, 5, True, reads=((2, 2),))), None, "before it"),
-        ((Segment(0, 3, True), Segment(3, 5, True, reads=((-1, 2),))), None, "before it"),
-        ((Segment(0, 4, True), Segment(4, 5, True, reads=((0, 3), (2, 4)))), None, "once"),
-        ((Segment(0, 3, True, past=2),), None, "slot"),
-        ((Segment(0, 3, True, slot=0, past=-1),), STORE, "slot"),
-        ((Segment(0, 3, True, slot=0),), None, "store"),
-        ((Segment(0, 3, False, slot=0),), STORE, "causal"),
-        ((Segment(0, 3, True), Segment(3, 5, True, reads=((0, 2),), slot=0)), STORE, "reads"),
-        ((Segment(0, 3, True), Segment(3, 5, True, reads=((0, 2),))), STORE, "reads its slot"),
-        ((Segment(0, 3, True, slot=1), Segment(3, 5, True, slot=1)), STORE, "one segment a slot"),
-    ],
-)
-def test_plans_that_cannot_be_are_refused(segments: tuple[Segment, ...], store: SlotStore | None, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Plan(segments, store=store)
-
 
 @pytest.mark.parametrize("option", ["softcap", "s_aux", "head_mask", "something_new"])
 def test_options_without_a_kernel_are_refused_by_name(option: str) -> None:
@@ -320,18 +290,6 @@ def test_a_pass_notes_the_layers_that_ran_and_their_windows() -> None:
     run_at_1.layer_idx = 1
     attend(run_at_1, *heads(3), None, sliding_window=7, plan=plan)
     assert plan.layers_run == {0: None, 1: 7}
-
-
-def test_equal_neighbours_share_a_kernel_call() -> None:
-    plan = Plan(
-        (
-            *Plan.of([4, 4, 4, 2], causal=False).segments,
-            Segment(14, 16, True),
-            Segment(16, 18, True, reads=((0, 4),)),
-            Segment(18, 20, True, reads=((0, 4),)),
-        )
-    )
-    assert [(first.start, count) for first, count in plan.runs] == [(0, 3), (12, 1), (14, 1), (16, 1), (18, 1)]
 
 
 def test_masks_are_made_once_a_plan() -> None:
