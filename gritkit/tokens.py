@@ -177,6 +177,32 @@ class Tokens:
             raise InputError("the last message is the user's: there is no answer to train on")
         return self._turns(turns)
 
+    def answer_example(self, question: str, answer: str, max_length: int) -> TokenSeq:
+        """A question about documents that stand before it, and its answer; no beginning of its own.
+
+        Targets are the answer's tokens and the end of text, which a cut answer keeps. The question stands exactly as
+        :meth:`question_prompt` puts it.
+
+        Raises:
+            InputError: when ``max_length`` leaves nothing of the answer, or the tokenizer has no end of text.
+        """
+        if self.format.user is None and getattr(self.hf, "chat_template", None):
+            raise InputError(
+                f"training answers needs a prompt format with turns, not {self.format.name!r} (use 'grit')"
+            )
+        if self.eos_id is None:
+            raise InputError("the tokenizer has no end-of-text token to end an answer with")
+        opening = self.format.ask.replace("{question}", check_text(question, "question"))
+        encoded = self._text.encode(opening + check_text(answer, "answer"), add_special_tokens=False)
+        start = _leading(encoded.offsets, opening)
+        ids = [*encoded.ids, self.eos_id]
+        if len(ids) > max_length:
+            ids = [*ids[: max_length - 1], self.eos_id]
+        if len(ids) - 1 <= start or start == 0:
+            raise InputError(f"nothing of the answer is within {max_length} tokens: the question alone has {start}")
+        loss = np.arange(len(ids)) >= start
+        return sequence(ids, loss=loss)
+
     def text_example(self, text: str) -> TokenSeq:
         """Raw text to train on, with an end-of-text token; everything but the beginning is a target."""
         ids = [*self.bos_ids, *self.encode(text), *([] if self.eos_id is None else [self.eos_id])]

@@ -470,3 +470,25 @@ def test_masks_are_copies() -> None:
     assert one.loss_mask.tolist() == [True, True]
     assert len(one) == 2
     assert check_text("é", "x") == "é"
+
+
+def test_answer_examples_continue_the_question_prompt() -> None:
+    tokens = Tokens(byte_level(), GRIT)
+    example = tokens.answer_example("who </s>?", "the fox", 512)
+    prompt = tokens.question_prompt("who </s>?")
+    assert example.ids[: len(prompt)].tolist() == prompt
+    assert not example.loss_mask[: len(prompt)].any()
+    assert example.loss_mask[len(prompt) :].all()
+    assert example.ids[-1] == tokens.eos_id
+    assert tokens.backend.decode(example.ids[len(prompt) : -1].tolist()) == "the fox"
+    assert not example.pool_mask.any()
+    cut = tokens.answer_example("who </s>?", "the fox " * 50, len(prompt) + 3)
+    assert len(cut) == len(prompt) + 3
+    assert cut.ids[-1] == tokens.eos_id
+    assert cut.loss_mask.sum() == 3
+    with pytest.raises(InputError, match="nothing of the answer is within 5 tokens"):
+        tokens.answer_example("who?", "the fox", 5)
+    without_end = byte_level()
+    without_end.eos_token = None
+    with pytest.raises(InputError, match="no end-of-text"):
+        Tokens(without_end, GRIT).answer_example("who?", "the fox", 99)
