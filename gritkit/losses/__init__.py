@@ -4,6 +4,7 @@ This package knows nothing about models, data or training loops: tensors in, a s
 """
 
 from gritkit.losses.contrastive import InfoNCE
+from gritkit.losses.head import summed_nll
 from gritkit.losses.next_token import NextToken
 
-__all__ = ["InfoNCE", "NextToken"]
+__all__ = ["InfoNCE", "NextToken", "summed_nll"]
