@@ -6,5 +6,6 @@ This package knows nothing about models, data or training loops: tensors in, a s
 from gritkit.losses.contrastive import InfoNCE
 from gritkit.losses.head import summed_nll
 from gritkit.losses.next_token import NextToken
+from gritkit.losses.router import RouterBalance
 
-__all__ = ["InfoNCE", "NextToken", "summed_nll"]
+__all__ = ["InfoNCE", "NextToken", "RouterBalance", "summed_nll"]

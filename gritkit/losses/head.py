@@ -24,7 +24,9 @@ from torch.nn.functional import linear
 from gritkit.errors import InputError
 
 _CHUNK_BYTES = 64 << 20
-"""What the logits of a chunk may take in fp32; a few times as much exists at once."""
+"""What the logits of a chunk may take in fp32; two or three times as much exists at once."""
+_CHUNK_BYTES_CUDA = 256 << 20
+"""Each chunk reads and writes the whole weight gradient; where products are fast beside memory, it must do more."""
 
 
 def summed_nll(
@@ -39,7 +41,8 @@ def summed_nll(
     """sum_k share_k * -log softmax(W h_k + b)[target_k] in nats: a scalar, in fp32 (fp64 for fp64 logits).
 
     ``share_K`` weighs the positions (1 each by default) and gets no gradient. ``chunk`` is the number of positions
-    whose logits exist at once, by default as many as take 64 MB; the result depends on it by the order of sums alone.
+    whose logits exist at once, by default as many as take 64 MB (256 MB on CUDA). It decides nothing but the order
+    of sums.
 
     The product is taken in the inputs' dtype, or in autocast's as ``nn.Linear`` would; softmax and loss in at least
     fp32. Gradients are made for those of hidden, weight and bias that ask for one, with products in the dtype of the
@@ -59,7 +62,8 @@ def summed_nll(
         share_K = torch.ones(len(hidden_KH), device=hidden_KH.device)
     assert len(hidden_KH) == len(targets_K) == len(share_K)
     assert not share_K.requires_grad
-    size = chunk or max(1, _CHUNK_BYTES // (4 * len(weight_VH)))
+    limit = _CHUNK_BYTES_CUDA if weight_VH.is_cuda else _CHUNK_BYTES
+    size = chunk or max(1, limit // (4 * len(weight_VH)))
     inputs = (hidden_KH, weight_VH, bias_V)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         apply: Callable[..., Tensor] = _SummedNLL.apply
