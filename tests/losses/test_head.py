@@ -183,6 +183,8 @@ def test_no_tensor_is_larger_than_a_chunk_or_an_input() -> None:
     with Made() as made:
         summed_nll(hidden, weight, bias, targets, share, chunk=chunk).backward()
     assert made.largest == max(chunk * v, v * h, k * h)
+    of_chunk = [name for name, size, _ in made.tensors if size == chunk * v]
+    assert len(of_chunk) == 2 * (k // chunk)  # logits and their log-softmax, of which all else is made in place
     with Made() as plain:
         full(hidden, weight, bias, targets, share).backward()
     assert plain.largest == k * v
