@@ -8,7 +8,8 @@
 This package knows nothing about models, losses or training loops.
 """
 
-from gritkit.data.mixing import ContrastiveBatch, MixedBatch, Mixer
+from gritkit.data.batches import ContrastiveBatch, MixedBatch
+from gritkit.data.mixing import Mixer
 from gritkit.data.packing import Contrast, PackedBatch, pack_batch
 from gritkit.data.reading import Data, load
 from gritkit.data.records import EmbeddingRecord, GenerativeRecord, Text, parse_record

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gritkit.data.records import EmbeddingRecord, GenerativeRecord, kind_of, parse_record
-from gritkit.data.sources import Problems, Source
+from gritkit.data.sources import SUFFIXES, Problems, Source
 from gritkit.errors import InputError, MissingExtraError, RecordError
 from gritkit.files import resolve
 
@@ -27,7 +27,6 @@ Sources = list[Source[EmbeddingRecord] | Source[GenerativeRecord]]
 Data = str | os.PathLike[str] | Iterable[Any]
 """A path, a hub id, sources, or an iterable of records (or of their JSON objects)."""
 
-_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CHUNK = 1 << 20
 
@@ -61,19 +60,19 @@ def load(data: Data) -> Sources:
 def _from_path(given: str | os.PathLike[str], problems: Problems) -> Sources:
     path = resolve(given)
     if path.is_file():
-        if not path.name.endswith(_SUFFIXES):
-            raise InputError(f"{path.name} is none of the formats that can be read: {', '.join(_SUFFIXES)}")
+        if not path.name.endswith(SUFFIXES):
+            raise InputError(f"{path.name} is none of the formats that can be read: {', '.join(SUFFIXES)}")
         return _from_file(path, problems)
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _from_datasets(path, problems)
-        files = sorted(f for f in path.iterdir() if f.name.endswith(_SUFFIXES) and not f.name.startswith("."))
+        files = sorted(f for f in path.iterdir() if f.name.endswith(SUFFIXES) and not f.name.startswith("."))
         if not files:
             raise InputError(
-                f"{path} holds no file that can be read ({', '.join(_SUFFIXES)}); folders in it are not searched"
+                f"{path} holds no file that can be read ({', '.join(SUFFIXES)}); folders in it are not searched"
             )
         return [source for file in files for source in _from_file(file, problems)]
-    if isinstance(given, str) and _HUB_ID.fullmatch(given) and not given.endswith(_SUFFIXES):
+    if isinstance(given, str) and _HUB_ID.fullmatch(given) and not given.endswith(SUFFIXES):
         return _from_datasets(given, problems)
     raise InputError(f"no such file or folder: {path}")
 

@@ -1,13 +1,13 @@
 """What a training record is: the typed, frozen form, and how the JSON forms become it.
 
     embedding    {"query": str | [instruction, text], "pos": [...], "neg": [...]}
-                 (+ pos_scores, neg_scores, task, label)
+                 (+ answer, query_id, pos_ids, neg_ids, pos_scores, neg_scores, task, label)
     generative   {"text": str | [user, assistant, user, assistant, ...]}
                  or {"messages": [{"role", "content"}, ...]}
 
-The entries of ``pos`` and ``neg`` are strings or ``[instruction, text]`` too. Other columns are ignored. A record
-that also has an ``answer`` would train answers that read documents; that is refused, so that nobody believes it was
-trained on.
+The entries of ``pos`` and ``neg`` are strings or ``[instruction, text]`` too. An ``answer`` to the query is trained on
+as well, written after reading the record's passages. Ids (strings or integers, 7 and "7" being the same) are the data
+set's own names of texts: equal ids of one source are one text, whatever their words. Other columns are ignored.
 
 This module knows nothing about files, tokens or batches.
 """
@@ -58,6 +58,12 @@ class EmbeddingRecord:
     query: Text
     pos: tuple[Text, ...]
     neg: tuple[Text, ...] = ()
+    answer: str | None = None
+    """What the query, as a question about the passages, is answered with."""
+    query_id: str | None = None
+    pos_ids: tuple[str, ...] | None = None
+    """One for each positive. A record names all its passages or none: a text would count as two otherwise."""
+    neg_ids: tuple[str, ...] | None = None
     pos_scores: tuple[float, ...] | None = None
     """A teacher's score of each positive; kept for losses that distil."""
     neg_scores: tuple[float, ...] | None = None
@@ -66,11 +72,24 @@ class EmbeddingRecord:
 
     @staticmethod
     def of(query: Any, pos: Iterable[Any], neg: Iterable[Any] = (), **rest: Any) -> EmbeddingRecord:
-        """From strings or [instruction, text] pairs. Raises RecordError for an empty text or no positive."""
+        """From strings or [instruction, text] pairs; ids as strings or integers.
+
+        Raises RecordError for an empty text, no positive, or ids that do not match the texts.
+        """
         positives = tuple(Text.of(value, f"pos[{i}]") for i, value in enumerate(_listed(pos, "pos")))
         negatives = tuple(Text.of(value, f"neg[{i}]") for i, value in enumerate(_listed(neg, "neg")))
         if not positives:
             raise RecordError("pos is empty: a query needs a text to be close to")
+        if rest.get("answer") is not None:
+            _worded(rest["answer"], "answer")
+        if rest.get("query_id") is not None:
+            rest["query_id"] = _id(rest["query_id"], "query_id")
+        for column, texts in (("pos_ids", positives), ("neg_ids", negatives)):
+            if rest.get(column) is not None:
+                rest[column] = _ids(rest[column], column, len(texts))
+        if negatives and (rest.get("pos_ids") is None) != (rest.get("neg_ids") is None):
+            lacking = "pos_ids" if rest.get("pos_ids") is None else "neg_ids"
+            raise RecordError(f"some passages have ids and others have none: add {lacking}, or remove the others")
         return EmbeddingRecord(query=Text.of(query, "query"), pos=positives, neg=negatives, **rest)
 
 
@@ -122,10 +141,6 @@ def parse_record(row: Any) -> Record:
 
 
 def _embedding(row: Mapping[str, Any]) -> EmbeddingRecord:
-    if row.get("answer") is not None:
-        raise RecordError(
-            "the record has an answer: training answers that read documents is not supported yet; remove the column"
-        )
     for column in ("query", "pos"):
         if row.get(column) is None:
             raise RecordError(f"the record has no {column}")
@@ -136,7 +151,8 @@ def _embedding(row: Mapping[str, Any]) -> EmbeddingRecord:
             if len(values) != len(texts) or not all(isinstance(v, (int, float)) for v in values):
                 raise RecordError(f"{column} needs one number for each of the {len(texts)} texts: {values!r:.80}")
             scores[column] = tuple(float(v) for v in values)
-    rest: dict[str, Any] = {**scores, "label": row.get("label")}
+    names = ("answer", "query_id", "pos_ids", "neg_ids", "label")
+    rest: dict[str, Any] = {**scores, **{name: row.get(name) for name in names}}
     if isinstance(row.get("task"), str):
         rest["task"] = row["task"]
     return EmbeddingRecord.of(row["query"], row["pos"], row.get("neg") or (), **rest)
@@ -162,6 +178,22 @@ def _listed(values: Any, what: str) -> Sequence[Any]:
     if not isinstance(values, (list, tuple)):
         raise RecordError(f"{what} is {type(values).__name__}, not a list: {values!r:.80}")
     return values
+
+
+def _id(value: Any, what: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise RecordError(f"{what} is neither a string nor an integer: {value!r:.80}")
+    try:
+        return check_text(str(value), what)
+    except InputError as error:
+        raise RecordError(str(error)) from None
+
+
+def _ids(values: Any, what: str, count: int) -> tuple[str, ...] | None:
+    ids = tuple(_id(value, f"{what}[{i}]") for i, value in enumerate(_listed(values, what)))
+    if len(ids) != count:
+        raise RecordError(f"{what} needs one id for each of the {count} texts: {values!r:.80}")
+    return ids or None
 
 
 def _worded(text: str | None, what: str) -> None:

@@ -6,9 +6,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gritkit.data import EmbeddingRecord, GenerativeRecord, Lengths, Mixer, Source, TokenisedData, tokenise
-from gritkit.data.mixing import ContrastiveBatch, MixedBatch
+from gritkit.data.batches import ContrastiveBatch, MixedBatch
 from gritkit.errors import InputError
 from gritkit.prompts import prompt_format
 from gritkit.tokens import Tokens
@@ -172,9 +174,114 @@ def test_a_state_of_other_batches_is_refused() -> None:
         (mixer(made(records("a", 20)), size=4, seed=1), "embedding_batch_size was 8 and is 4"),
         (mixer(made(records("a", 21)), seed=1), "sources was"),
         (mixer(made(records("longer", 20)), seed=1), "num_tokens was"),
+        (mixer(made(records("a", 20)), seed=1, sampling=0.5), "sampling was proportional and is"),
+        (mixer(made(records("a", 20)), seed=1, no_in_batch_negatives=["s0"]), "no_in_batch_negatives was"),
     ):
         with pytest.raises(InputError, match=what):
             other.load_state_dict(state)
+
+
+def test_queries_of_sources_without_in_batch_negatives_are_alone() -> None:
+    data = made(records("a", 11), records("b", 5))
+    mix = mixer(data, no_in_batch_negatives=["s1"])
+    batches = [contrastive(mix.draw()) for _ in range(12)]
+    for batch in batches:
+        assert batch.alone == [text.startswith("b") for text in written(batch.queries)]
+    assert any(len(set(batch.alone)) == 2 for batch in batches)
+    with pytest.raises(InputError, match=r"no source is called 's3' \(the sources: s0, s1\)"):
+        mixer(data, no_in_batch_negatives=["s0", "s3"])
+    with pytest.raises(InputError, match="a list of names, not the name 's0'"):
+        mixer(data, no_in_batch_negatives="s0")
+
+
+def test_queries_that_are_alone_may_share_their_positives() -> None:
+    data = [EmbeddingRecord.of(f"q {i}", [f"label {i % 2}"], [f"label {1 - i % 2}"]) for i in range(16)]
+    mix = mixer(made(data), no_in_batch_negatives=["s0"])
+    assert mix.steps_per_epoch == 2
+    used = [text for _ in range(2) for text in written(contrastive(mix.draw()).queries)]
+    assert len(set(used)) == 16
+
+
+def test_answers_stand_with_their_queries() -> None:
+    data = [EmbeddingRecord.of(f"q {i}", [f"p {i}"], answer=f"answer {i}" if i % 3 else None) for i in range(16)]
+    source: Any = Source("s", "embedding", data)
+    mix = mixer(tokenise([source], TOKENS, Lengths(query=64, passage=64, generative=200)))
+    for _ in range(4):
+        batch = contrastive(mix.draw())
+        for query, answer in zip(written(batch.queries), batch.answers, strict=True):
+            number = int(query.split()[-1])
+            assert (answer is None) == (number % 3 == 0)
+            assert answer is None or TOKENS.backend.decode(answer.ids.tolist()).endswith(f"answer {number}")
+
+
+def test_sources_are_drawn_by_their_weights_and_each_is_used_whole() -> None:
+    data = made(records("a", 40), records("b", 16), records("c", 8))
+    for sampling, chances in (
+        ({"s0": 1, "s1": 2, "s2": 1}, (0.25, 0.5, 0.25)),
+        (0.0, (1 / 3, 1 / 3, 1 / 3)),
+        (1.0, (40 / 64, 16 / 64, 8 / 64)),
+        (0.5, tuple(size**0.5 / (40**0.5 + 16**0.5 + 8**0.5) for size in (40, 16, 8))),
+        ({"s0": 0, "s1": 1, "s2": 0}, (0, 1, 0)),
+    ):
+        mix = mixer(data, sampling=sampling, seed=3)
+        assert mix.steps_per_epoch == (2 if isinstance(sampling, dict) and not sampling["s0"] else 8)
+        drawn: dict[str, list[str]] = {name: [] for name in ("s0", "s1", "s2")}
+        for _ in range(600):
+            batch = contrastive(mix.draw())
+            assert len(batch.queries) == 8
+            drawn[batch.source] += written(batch.queries)
+        for (texts, chance), size in zip(zip(drawn.values(), chances, strict=True), (40, 16, 8), strict=True):
+            assert abs(len(texts) / 4800 - chance) < 4 * (chance * (1 - chance) / 600) ** 0.5 + 1e-9
+            cycles = [texts[i : i + size] for i in range(0, len(texts) - size + 1, size)]
+            assert all(len(set(cycle)) == size for cycle in cycles)
+            assert len(cycles) < 2 or cycles[0] != cycles[1]
+
+
+LABELLED = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6), st.booleans()), min_size=1, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sets=st.lists(LABELLED, min_size=1, max_size=3),
+    size=st.integers(1, 6),
+    sampling=st.sampled_from(["proportional", 0.0, 0.7, 1.0]),
+    alone=st.booleans(),
+    before=st.integers(0, 30),
+    seed=st.integers(0, 5),
+)
+def test_what_holds_for_any_data(
+    sets: list[list[tuple[int, int, bool]]], size: int, sampling: Any, alone: bool, before: int, seed: int
+) -> None:
+    data = made(
+        *(
+            [
+                EmbeddingRecord.of(f"q{a}", [f"p{b}", *([f"own{i}"] if more else [])], [f"n{i}", f"m{i}"])
+                for i, (a, b, more) in enumerate(rows)
+            ]
+            for rows in sets
+        ),
+        generative=3,
+    )
+    options: dict[str, Any] = {"sampling": sampling, "seed": seed, "no_in_batch_negatives": ["s0"] if alone else []}
+    mix = mixer(data, size, **options)
+    mixed = [mix.draw() for _ in range(before)]
+    state = json.loads(json.dumps(mix.state_dict()))
+    after = [mix.draw() for _ in range(12)]
+    again = mixer(data, size, **options)
+    again.load_state_dict(state)
+    assert [signature(again.draw()) for _ in range(12)] == [signature(batch) for batch in after]
+    for batch in map(contrastive, [*mixed, *after]):
+        assert 1 <= len(batch.queries) <= size
+        meeting = [i for i, apart in enumerate(batch.alone) if not apart]
+        assert len({batch.query_words[i] for i in meeting}) == len(meeting)
+        assert len({batch.passage_words[i] for i in meeting}) == len(meeting)
+        assert sampling == "proportional" or batch.source
+    if sampling == "proportional":
+        epoch = mixer(data, size, **options)
+        used: Counter[int] = Counter()
+        for _ in range(epoch.steps_per_epoch):
+            used.update(contrastive(epoch.draw()).query_words)
+        assert used >= Counter(int(data.texts.words[row.query]) for _, rows in data.embedding for row in rows)
 
 
 def test_nonsense_is_refused() -> None:
@@ -183,5 +290,16 @@ def test_nonsense_is_refused() -> None:
         mixer(data, size=0)
     with pytest.raises(InputError, match="num_hard_negatives=-1"):
         mixer(data, num_hard_negatives=-1)
+    for sampling, message in (
+        (-1.0, "sampling=-1.0 is none of"),
+        (float("nan"), "sampling=nan is none of"),
+        ("by size", "sampling='by size' is none of 'proportional'"),
+        ({"s0": 1, "x": 1}, "no source is called 'x'"),
+        ({}, "no weight for s0: add one, 0 to leave"),
+        ({"s0": 0}, "no weight above 0"),
+        ({"s0": -1}, "weight of 's0' is -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            mixer(data, sampling=sampling)
     with pytest.raises(InputError, match="no records"):
         mixer(made())

@@ -25,6 +25,17 @@ def test_optional_columns_are_kept() -> None:
     assert (record.pos_scores, record.neg_scores, record.task, record.label) == ((1.0,), (0.5, 0.0), "t", 3)
 
 
+def test_answers_and_ids_are_kept_the_ids_as_text() -> None:
+    record = parse_record(
+        {"query": "q", "pos": ["p"], "neg": ["n"], "answer": " a", "query_id": 7, "pos_ids": ["x"], "neg_ids": [0]}
+    )
+    assert isinstance(record, EmbeddingRecord)
+    assert (record.answer, record.query_id, record.pos_ids, record.neg_ids) == (" a", "7", ("x",), ("0",))
+    bare = parse_record({"query": "q", "pos": ["p"], "neg": [], "pos_ids": [1], "neg_ids": []})
+    assert isinstance(bare, EmbeddingRecord)
+    assert (bare.pos_ids, bare.neg_ids, bare.answer) == (("1",), None, None)
+
+
 def test_generative_forms() -> None:
     messages = ({"role": "user", "content": "u"}, {"role": "assistant", "content": "a"})
     assert parse_record({"text": "raw"}) == GenerativeRecord(text="raw")
@@ -53,7 +64,16 @@ def test_generative_forms() -> None:
         ({"query": "a\ud800", "pos": ["p"]}, "lone surrogate"),
         ({"query": "q", "pos": ["p"], "pos_scores": [1, 2]}, "pos_scores needs one number"),
         ({"query": "q", "pos": 3, "pos_scores": [1]}, "pos is int, not a list"),
-        ({"query": "q", "pos": ["p"], "answer": "a"}, "remove the column"),
+        ({"query": "q", "pos": ["p"], "answer": ""}, "answer is empty"),
+        ({"query": "q", "pos": ["p"], "answer": ["a"]}, "answer is list, not text"),
+        ({"query": "q", "pos": ["p"], "query_id": 1.5}, "query_id is neither a string nor an integer: 1.5"),
+        ({"query": "q", "pos": ["p"], "query_id": True}, "query_id is neither a string nor an integer: True"),
+        ({"query": "q", "pos": ["p"], "pos_ids": 3}, "pos_ids is int, not a list"),
+        ({"query": "q", "pos": ["p"], "pos_ids": [""]}, r"pos_ids\[0\] is neither"),
+        ({"query": "q", "pos": ["p"], "pos_ids": [1, 2]}, "pos_ids needs one id for each of the 1 texts"),
+        ({"query": "q", "pos": ["p"], "pos_ids": [1], "neg": ["n"], "neg_ids": []}, "each of the 1 texts"),
+        ({"query": "q", "pos": ["p"], "pos_ids": [1], "neg": ["n"]}, "some passages have ids .* add neg_ids"),
+        ({"query": "q", "pos": ["p"], "neg": ["n"], "neg_ids": [1]}, "some passages have ids .* add pos_ids"),
         ({"text": ""}, "text is empty"),
         ({"text": 3}, "neither a string nor a list of turns"),
         ({"text": []}, "neither a string nor a list of turns"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from gritkit.data import EmbeddingRecord, GenerativeRecord, Lengths, Source, load, tokenise
+from gritkit.data.tokenised import words_id
 from gritkit.errors import RecordError
 from gritkit.prompts import prompt_format
 from gritkit.tokens import Tokens
@@ -108,3 +111,60 @@ def test_very_long_texts_cost_no_more_than_their_kept_part() -> None:
     started = time.perf_counter()
     tokenise(load([EmbeddingRecord.of(f"{i} {book}", ["p"]) for i in range(20)]), tokens(), LENGTHS)
     assert time.perf_counter() - started < 5
+
+
+def test_ids_name_texts_within_a_source_apart_for_queries_and_passages() -> None:
+    def record(query: str, pos: str, **ids: Any) -> EmbeddingRecord:
+        return EmbeddingRecord.of(query, [pos], **ids)
+
+    sources = [
+        Source("a.jsonl", "embedding", [
+            record("q", "one", query_id=1, pos_ids=[1]),
+            record("q", "another", query_id="2", pos_ids=["1"]),
+            record(" q\n", "one"),
+        ]),
+        Source("b.jsonl", "embedding", [record("q", "one", query_id=1, pos_ids=[1])]),
+    ]  # fmt: skip
+    data = tokenise(list(sources), tokens(), LENGTHS)
+    (_, (first, second, third)), (_, (other,)) = data.embedding
+    words = data.texts.words
+    assert words[first.pos[0]] == words[second.pos[0]]  # 1 and "1" name one text, whatever its words
+    assert words[first.query] != words[second.query]  # the same words under two names
+    assert words[first.query] != words[first.pos[0]]
+    assert words[third.pos[0]] not in (words[first.pos[0]], words[other.pos[0]])  # without an id: another text
+    assert words[other.pos[0]] != words[first.pos[0]]  # another source's 1
+    assert words[third.query] == words_id("q", "passage", "b.jsonl")
+    assert words.min() >= 0
+    assert data.texts.sequences[first.pos[0]].ids.tolist() != data.texts.sequences[second.pos[0]].ids.tolist()
+
+
+def test_words_are_the_same_in_every_process() -> None:
+    call = (
+        "from gritkit.data.tokenised import words_id as w; print(w(' é ', 'query', 's'), w('', 'query', 's.json', '7'))"
+    )
+    said = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=True).stdout
+    assert said.split() == [str(words_id("é", "passage", "t")), str(words_id("x", "query", "s.parquet", "7"))]
+
+
+def test_answers_follow_the_bare_question() -> None:
+    own = tokens()
+    records = [
+        EmbeddingRecord.of(["Find it", "who?"], ["p"], answer="me"),
+        EmbeddingRecord.of("no answer", ["p"]),
+        EmbeddingRecord.of("long?", ["p"], answer="answer " * 5000),
+    ]
+    lengths = Lengths(query=40, passage=48, generative=160)
+    data = tokenise(load(records), own, lengths)
+    ((_, rows),) = data.embedding
+    assert [row.answer for row in rows] == [0, None, 1]
+    for made, question, answer in zip(data.answers, ("who?", "long?"), ("me", "answer " * 5000), strict=True):
+        expected = own.answer_example(question, answer, lengths.generative)
+        np.testing.assert_array_equal(made.ids, expected.ids)
+        np.testing.assert_array_equal(made.loss_mask, expected.loss_mask)
+    assert len(data.answers[1]) == lengths.generative
+
+
+def test_an_answer_that_does_not_fit_is_reported_with_its_place() -> None:
+    records = [EmbeddingRecord.of("fine?", ["p"], answer="a"), EmbeddingRecord.of("why " * 99, ["p"], answer="a")]
+    with pytest.raises(RecordError, match=r"^1 bad .*\n.*records:1: nothing of the answer is within 160 tokens"):
+        tokenise(load(records), tokens(), Lengths(query=40, passage=48, generative=160))
