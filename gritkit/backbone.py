@@ -85,12 +85,30 @@ class Backbone:
         states: Tensor = out.last_hidden_state[0]
         return states
 
+    def routed(self, ids_T: Tensor, positions_T: Tensor, plan: Plan) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As :meth:`hidden`, and each router's logits [T, E] of a mixture of experts."""
+        out = self.base.get_decoder()(**self._inputs(ids_T, positions_T, plan), output_router_logits=True)
+        self._check(plan)
+        return out.last_hidden_state[0], tuple(out.router_logits)
+
+    @property
+    def num_experts(self) -> int | None:
+        """Experts of each layer of a mixture, of which a token is sent to ``num_experts_per_tok``; None without any."""
+        stated = getattr(self.config, "num_local_experts", None) or getattr(self.config, "num_experts", None)
+        return int(stated) if stated else None
+
     def logits(self, ids_T: Tensor, positions_T: Tensor, plan: Plan, keep_K: Tensor) -> Tensor:
         """Next-token logits [K, V] at the given places of a packed row, any scaling of the model's own applied."""
         out = self.base(**self._inputs(ids_T, positions_T, plan), logits_to_keep=keep_K)
         self._check(plan)
         logits: Tensor = out.logits[0]
         return logits
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [V, H] and bias [V] of the output layer, which make logits of hidden states."""
+        layer = self.base.get_output_embeddings()
+        return layer.weight, layer.bias
 
     def read(
         self, ids_T: Tensor, positions_T: Tensor, plan_of: Any, rope: Rope
@@ -138,6 +156,8 @@ class ProbeReport:
     """Present when documents can be moved after they were read."""
     movable_because: str
     """Why ``rope`` is absent; empty when it is present."""
+    head_scale: float | None
+    """What the model multiplies its output layer's products by; None where its logits are no multiple of them."""
 
 
 @torch.no_grad()
@@ -176,7 +196,8 @@ def probe(backbone: Backbone, window_rule: WindowRule) -> ProbeReport:
         reason = "" if moved < tolerance else f"moving its keys changes them by {moved:.1e} (relative)"
     except UnsupportedModelError as error:
         rope, reason = None, str(error)
-    return ProbeReport(causal_error, leak, reaction, rope if not reason else None, reason)
+    scale = _head_scale(backbone, ids, tolerance)
+    return ProbeReport(causal_error, leak, reaction, rope if not reason else None, reason, scale)
 
 
 def _probe_ids(backbone: Backbone, count: int) -> Tensor:
@@ -207,6 +228,21 @@ def _causal_error(backbone: Backbone, ids: Tensor) -> float:
     finally:
         backbone.base.set_attn_implementation(attention.NAME)
     return _relative(ours, theirs)
+
+
+def _head_scale(backbone: Backbone, ids: Tensor, tolerance: float) -> float | None:
+    """Which known scaling makes the model's own logits of its last hidden states and its head's weight."""
+    head = backbone.base.get_output_embeddings()
+    if type(head) is not nn.Linear:  # an adapter's or a quantised layer's weight alone would not be its product
+        return None
+    plan, positions = (Plan.of([len(ids)], causal=True) for _ in range(2)), torch.arange(len(ids), device=ids.device)
+    hidden = backbone.hidden(ids, positions, next(plan))
+    logits = backbone.logits(ids, positions, next(plan), positions)
+    stated = [1.0, getattr(backbone.config, "logit_scale", None), getattr(backbone.config, "logits_scaling", None)]
+    for scale in [stated[0], stated[1], 1 / stated[2] if stated[2] else None]:
+        if scale is not None and _relative(scale * head(hidden), logits) < tolerance:
+            return float(scale)
+    return None
 
 
 def _check_windows(backbone: Backbone, plan: Plan) -> None:

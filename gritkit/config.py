@@ -17,6 +17,8 @@ FILE_NAME = "gritkit_config.json"
 
 Pooling = Literal["mean", "weighted_mean", "last", "cls"]
 EmbeddingAttention = Literal["bidirectional", "causal"]
+AttentionCode = Literal["bb", "cc", "bbcc", "cccc"]
+"""How the original GRIT names attention, see :func:`attention_of`."""
 EmbeddingWindow = Literal["exclusive", "inclusive", "full"]
 
 
@@ -53,8 +55,12 @@ class EmbeddingConfig:
             raise InputError(f"matryoshka_dims={self.matryoshka_dims!r} must be a list of positive whole numbers")
 
     def override(self, **given: Any) -> EmbeddingConfig:
-        """A copy with the values that are not None replaced."""
-        return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
+        """A copy with the values that are not None replaced; ``embedding_attention`` may be a code of the original GRIT
+        (:func:`attention_of`)."""
+        given = {name: value for name, value in given.items() if value is not None}
+        if isinstance(given.get("embedding_attention"), str):
+            given["embedding_attention"] = attention_of(given["embedding_attention"])
+        return dataclasses.replace(self, **given)
 
     def to_json(self) -> str:
         return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=2) + "\n"
@@ -84,6 +90,25 @@ class EmbeddingConfig:
             return EmbeddingConfig(**fields)
         except InputError as error:
             raise CheckpointError(f"{where}: {error}") from None
+
+
+def attention_of(code: str) -> str:
+    """The attention that a code of the original GRIT names (Muennighoff et al. 2024, arXiv 2402.09906, Table 6).
+
+    The first two letters are instruction and text when embedding, the last two, if any, prompt and answer when
+    generating; ``b`` is bidirectional, ``c`` causal. What is no code comes back as it is.
+
+    Raises:
+        InputError: for codes of attention that there is not: instruction and text that differ, or a prompt that is
+            read both ways when generating.
+    """
+    if len(code) not in (2, 4) or set(code) - set("bc"):
+        return code
+    if code[2:] not in ("", "cc"):
+        raise InputError(f"attention code {code!r}: generation is causal here, so its last two letters must be 'cc'")
+    if code[:2] not in ("bb", "cc"):
+        raise InputError(f"attention code {code!r}: instruction and text attend alike here, as in 'bbcc' or 'cccc'")
+    return "bidirectional" if code[0] == "b" else "causal"
 
 
 def _is_count(value: object) -> bool:

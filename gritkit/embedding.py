@@ -7,16 +7,16 @@ same order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gritkit.backbone import Backbone
 from gritkit.batch import Batch, pack, rows_of
-from gritkit.config import EmbeddingConfig
+from gritkit.config import EmbeddingConfig, Pooling
 from gritkit.kv.dockv import DocKV
-from gritkit.plan import Plan, WindowRule
+from gritkit.plan import Plan, Segment, WindowRule
 from gritkit.pooling import pool, unit
 from gritkit.rope import Rope
 from gritkit.tokens import TokenSeq
@@ -25,17 +25,30 @@ Progress = Callable[[int], None]
 """Called with the number of sequences just finished."""
 
 
-def batch_plan(batch: Batch, config: EmbeddingConfig) -> Callable[..., Plan]:
-    """The plan of a row of texts to embed, each alone, by the checkpoint's attention and window rule."""
+def batch_plan(batch: Batch, config: EmbeddingConfig, **rest: Any) -> Plan:
+    """The plan of a row: texts each alone, by the checkpoint's attention and window rule; answers causal over what
+    they read."""
     rule: WindowRule = config.embedding_window
     causal = config.embedding_attention == "causal"
-    return partial(Plan.of, batch.lengths_S.tolist(), causal=causal, window_rule=rule)
+    ends = batch.lengths_S.cumsum(0).tolist()
+    segments = zip([0, *ends], ends, batch.reads_S, strict=False)
+    return Plan(tuple(Segment(a, b, causal or bool(reads), reads) for a, b, reads in segments), rule, **rest)
+
+
+def pool_texts(hidden_TH: Tensor, batch: Batch, pooling: Pooling) -> Tensor:
+    """Pooled vectors [S, H] of the row's texts, at least fp32, not normalised; answers are left out."""
+    lengths_S, mask_T = batch.lengths_S, batch.pool_mask_T
+    if any(batch.reads_S):
+        text_S = torch.tensor([not reads for reads in batch.reads_S])
+        text_T = text_S.repeat_interleave(lengths_S).nonzero()[:, 0].to(hidden_TH.device)
+        hidden_TH, mask_T, lengths_S = hidden_TH[text_T], mask_T[text_T], lengths_S[text_S]
+    return pool(hidden_TH, lengths_S.to(hidden_TH.device), mask_T, pooling)
 
 
 def embed_row(backbone: Backbone, batch: Batch, config: EmbeddingConfig) -> Tensor:
     """One packed row -> pooled vectors [S, H], at least fp32, not normalised; gradients flow."""
-    hidden_TH = backbone.hidden(batch.ids_T, batch.positions_T, batch_plan(batch, config)())
-    return pool(hidden_TH, batch.lengths_S.to(hidden_TH.device), batch.pool_mask_T, config.pooling)
+    hidden_TH = backbone.hidden(batch.ids_T, batch.positions_T, batch_plan(batch, config))
+    return pool_texts(hidden_TH, batch, config.pooling)
 
 
 @torch.inference_mode()
@@ -75,12 +88,10 @@ def read_sequences(
     documents: list[DocKV | None] = [None] * len(sequences)
     for row in rows_of([len(sequence) for sequence in sequences], budget):
         batch = pack([sequences[i] for i in row]).to(backbone.device)
-        plan_of = batch_plan(batch, config)
         hidden_TH, kept = backbone.read(
-            batch.ids_T, batch.positions_T, lambda hook, plan_of=plan_of: plan_of(key_hook=hook), rope
+            batch.ids_T, batch.positions_T, lambda hook, batch=batch: batch_plan(batch, config, key_hook=hook), rope
         )
-        pooled = pool(hidden_TH, batch.lengths_S.to(hidden_TH.device), batch.pool_mask_T, config.pooling)
-        vectors[row] = unit(pooled[:, :dim]).float().cpu()
+        vectors[row] = unit(pool_texts(hidden_TH, batch, config.pooling)[:, :dim]).float().cpu()
         layers = [tuple(x[0].cpu() for x in kept[layer]) for layer in range(backbone.num_layers)]
         start = 0
         for index, length in zip(row, batch.lengths_S.tolist(), strict=True):

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,13 +33,15 @@ from gritkit.backbone import Backbone, ProbeReport, probe
 from gritkit.batch import Batch, pack, rows_of, token_budget
 from gritkit.checkpoint.load import load
 from gritkit.checkpoint.save import save
-from gritkit.config import EmbeddingAttention, EmbeddingConfig, EmbeddingWindow, Pooling
-from gritkit.embedding import embed_row, embed_sequences, read_sequences
+from gritkit.config import AttentionCode, EmbeddingAttention, EmbeddingConfig, EmbeddingWindow, Pooling
+from gritkit.embedding import batch_plan, embed_sequences, pool_texts, read_sequences
 from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.files import resolve
 from gritkit.generation.decoder import Decoder, Request
 from gritkit.generation.params import Completion, Event, Finished, SamplingParams
 from gritkit.kv.dockv import DocKV
+from gritkit.losses.head import summed_nll
+from gritkit.losses.router import RouterBalance
 from gritkit.plan import Plan
 from gritkit.pooling import unit
 from gritkit.prompts import Message, Role, chat_template, prompt_format
@@ -47,6 +49,7 @@ from gritkit.rope import Rope
 from gritkit.tokens import Tokens, TokenSeq
 
 Vectors = NDArray[np.float32]
+Task = Literal["embed", "next_token", "read"]
 _ROWS_AT_ONCE = {"cpu": 8, "mps": 16, "cuda": 64}
 _CHUNK = 4096  # texts tokenised at a time; bounds what a generator of texts keeps in memory
 
@@ -94,7 +97,7 @@ class GritModel(nn.Module):
         revision: str | None = None,
         trust_remote_code: bool = False,
         pooling: Pooling | None = None,
-        embedding_attention: EmbeddingAttention | None = None,
+        embedding_attention: EmbeddingAttention | AttentionCode | None = None,
         embedding_window: EmbeddingWindow | None = None,
         prompt_format: str | None = None,
         max_length: int | None = None,
@@ -391,18 +394,68 @@ class GritModel(nn.Module):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def forward(self, task: Literal["embed", "next_token"], batch: Batch) -> Tensor:
+    @property
+    def router_balance(self) -> RouterBalance:
+        """The load-balancing loss of this mixture of experts. Raises UnsupportedModelError where it is none."""
+        experts, chosen = self._backbone.num_experts, getattr(self._backbone.config, "num_experts_per_tok", None)
+        if experts is None or chosen is None:
+            raise UnsupportedModelError(
+                f"{type(self._backbone.base).__name__} is no mixture of experts: there are no routers to balance"
+            )
+        return RouterBalance(experts, int(chosen))
+
+    def forward(self, task: Task, batch: Batch, router: RouterBalance | None = None) -> Any:
         """One pass of training over one packed row, with gradients.
 
-        ``embed``: unit vectors [S, H], at least fp32. ``next_token``: the summed negative log-likelihood (nats) of the
-        row's target tokens, a scalar; the caller divides by a count that it can see.
+        ``embed``: unit vectors [S, H] of the row's texts, at least fp32. ``next_token``: the negative log-likelihood
+        (nats) of the row's targets, each sequence's sum times its share, a scalar; the caller divides by a count that
+        it can see; with ``router``, a tuple of it and of that loss summed over the row's sequences. ``read``: vectors
+        and likelihood of a row whose answers read its documents (``gritkit.batch.pack_readings``), as a tuple.
+
+        Raises:
+            UnsupportedModelError: where the model's logits cannot be had in chunks, or its documents not be moved.
         """
+        if task not in get_args(Task):
+            raise InputError(f"task={task!r} is none of {', '.join(map(repr, get_args(Task)))}")
+        if task == "read" and self.probe.rope is None:
+            raise UnsupportedModelError(f"answers that read documents cannot be trained: {self.probe.movable_because}")
+        targets = None if task == "embed" else self._targets(batch)
         batch = batch.to(self.device)
-        if task == "embed":
-            return unit(embed_row(self._backbone, batch, self.embedding_config))
+        causal = task == "next_token"
+        plan = Plan.of(batch.lengths_S.tolist(), causal=True) if causal else batch_plan(batch, self.embedding_config)
+        if router is not None and causal:
+            hidden_TH, router_logits = self._backbone.routed(batch.ids_T, batch.positions_T, plan)
+            assert targets is not None
+            return self._summed_nll(hidden_TH, batch.ids_T, *targets), router(router_logits, batch.lengths_S)
+        hidden_TH = self._backbone.hidden(batch.ids_T, batch.positions_T, plan)
+        if targets is None:
+            return unit(pool_texts(hidden_TH, batch, self.embedding_config.pooling))
+        nll = self._summed_nll(hidden_TH, batch.ids_T, *targets)
         if task == "next_token":
-            return self._token_losses(batch)[0].sum()
-        raise InputError(f"task={task!r} is neither 'embed' nor 'next_token'")
+            return nll
+        vectors_SH = unit(pool_texts(hidden_TH, batch, self.embedding_config.pooling))
+        # FSDP2 gathers a layer's weights when the gradient of its output arrives. With the answers' loss alone, the
+        # last layer of a row's documents has none: their keys and values would be differentiated without weights.
+        return vectors_SH, nll + 0.0 * vectors_SH.sum()
+
+    def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(places [K] of the row's targets, what each of their losses is multiplied by [K]); on the CPU."""
+        places_K = batch.loss_mask_T.nonzero()[:, 0]
+        return places_K, batch.share_S.repeat_interleave(batch.lengths_S)[places_K]
+
+    def _summed_nll(self, hidden_TH: Tensor, ids_T: Tensor, places_K: Tensor, share_K: Tensor) -> Tensor:
+        scale = self.probe.head_scale
+        if scale is None:
+            raise UnsupportedModelError(
+                f"{type(self._backbone.base).__name__} cannot be trained to generate: its logits are not its output "
+                "layer's product alone, as the loss without full logits needs them"
+            )
+        places_K, share_K = (x.to(hidden_TH.device, non_blocking=True) for x in (places_K, share_K))
+        weight_VH, bias_V = self._backbone.head
+        hidden_KH = hidden_TH[places_K - 1]
+        return summed_nll(
+            hidden_KH if scale == 1.0 else hidden_KH * scale, weight_VH, bias_V, ids_T[places_K], share_K
+        )
 
     def _token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(negative log-likelihood of each of K target tokens, its sequence's number [K] on the CPU)."""
@@ -449,15 +502,17 @@ class GritModel(nn.Module):
 
     # -- saving --------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], *, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write a folder that gritkit, plain transformers and (mean, last) sentence-transformers load alike.
+
+        ``state_dict``: the language model's weights where the model itself does not hold them whole (FSDP).
 
         Raises:
             InputError: while an adapter is attached. CheckpointError: where the folder holds something else.
         """
         if self._backbone.base is not self.lm:
             raise InputError("an adapter is attached: merge it first with model.merge_adapter()")
-        save(resolve(folder), self.lm, self.tokenizer, self.embedding_config)
+        save(resolve(folder), self.lm, self.tokenizer, self.embedding_config, state_dict=state_dict)
 
     def merge_adapter(self) -> None:
         """Fold an attached adapter into the weights; nothing changes but speed and what can be saved."""

@@ -158,3 +158,33 @@ def grit_model(name: str = "llama", *, dtype: torch.dtype = torch.float32, **con
 def shared_model(name: str = "llama") -> GritModel:
     """``grit_model(name)`` with default settings, one for all tests; do not change it."""
     return grit_model(name)
+
+
+def exact(model: GritModel) -> GritModel:
+    """Norms and rotation angles in the model's own float64; transformers takes them in float32, whose rounding hides
+    what float64 tests measure."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = lambda x, norm=module: (  # type: ignore[assignment]
+                norm.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+            )
+        elif hasattr(module, "inv_freq"):
+            module.forward = functools.partial(_exact_angles, module)  # type: ignore[assignment]
+    return model
+
+
+def _exact_angles(rotary: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    angles = position_ids[..., None].double() * rotary.inv_freq.double()
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+
+def gradients(model: torch.nn.Module) -> torch.Tensor:
+    """The gradients of all parameters that train, one after the other; they are cleared."""
+    found = [
+        p.grad if p.grad is not None else torch.zeros_like(p)
+        for _, p in sorted(model.named_parameters())
+        if p.requires_grad
+    ]
+    model.zero_grad()
+    return torch.cat([(g.full_tensor() if hasattr(g, "full_tensor") else g).flatten() for g in found])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gritkit.batch import pack, rows_of, token_budget
+from gritkit.batch import Reading, pack, pack_readings, rows_of, token_budget
 from gritkit.errors import InputError
 from gritkit.tokens import sequence
 
@@ -42,6 +42,23 @@ def test_a_target_with_nothing_before_it_is_refused() -> None:
     """In a packed row the token before it is another text's."""
     with pytest.raises(InputError, match="first token"):
         pack([sequence([5, 6]), sequence([7, 8], loss=True)])
+
+
+def test_an_answer_reads_its_documents_as_serving_joins_them() -> None:
+    """Later documents lose their beginning, and everything else stands one right after the other."""
+    documents = [sequence([0, 5, 6], pool=[False, True, True]), sequence([0, 7, 8, 9], pool=True)]
+    answer = sequence([10, 11, 12], loss=[False, True, True])
+    batch = pack_readings([Reading(documents, answer, 0.5), Reading(documents[1:], answer, 0.25)], num_bos=1)
+    assert batch.ids_T.tolist() == [0, 5, 6, 0, 7, 8, 9, 10, 11, 12, 0, 7, 8, 9, 10, 11, 12]
+    assert batch.positions_T.tolist() == [0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6]
+    assert batch.reads_S == ((), (), ((0, 3), (4, 7)), (), ((10, 14),))
+    assert batch.share_S.tolist() == [0, 0, 0.5, 0, 0.25]
+    assert batch.loss_mask_T.nonzero()[:, 0].tolist() == [8, 9, 15, 16]
+    assert len(Reading(documents, answer)) == 10
+    with pytest.raises(InputError, match="at least one document"):
+        pack_readings([Reading([], answer)], 1)
+    with pytest.raises(InputError, match="first token cannot be"):
+        pack_readings([Reading(documents, sequence([10], loss=True))], 1)
 
 
 def test_lengths_stay_on_the_cpu() -> None:

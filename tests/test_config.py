@@ -32,6 +32,20 @@ def test_override_replaces_what_is_given() -> None:
         config.override(pooling="max")
 
 
+def test_attention_codes_of_the_original_grit() -> None:
+    named = {
+        code: EmbeddingConfig().override(embedding_attention=code).embedding_attention
+        for code in ("bbcc", "bb", "bidirectional", "cccc", "cc", "causal")
+    }
+    assert list(named.values()) == ["bidirectional"] * 3 + ["causal"] * 3
+    with pytest.raises(InputError, match="'cbcc': instruction and text attend alike"):
+        EmbeddingConfig().override(embedding_attention="cbcc")
+    with pytest.raises(InputError, match="'bbbc': generation is causal"):
+        EmbeddingConfig().override(embedding_attention="bbbc")
+    with pytest.raises(InputError, match="'b' is not one of"):
+        EmbeddingConfig().override(embedding_attention="b")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

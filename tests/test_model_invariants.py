@@ -350,5 +350,5 @@ def test_a_row_without_targets_has_no_loss() -> None:
 
 
 def test_an_unknown_task_is_refused() -> None:
-    with pytest.raises(InputError, match="'both' is neither"):
+    with pytest.raises(InputError, match="'both' is none of"):
         shared_model()("both", pack(examples(1)))

@@ -31,8 +31,18 @@ _FOLDERS = ("st", "1_Pooling", "2_Normalize")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def save(folder: Path, lm: Any, tokenizer: PreTrainedTokenizerBase, config: EmbeddingConfig) -> None:
-    """Write the whole folder. Raises CheckpointError where ``folder`` holds something that is not a model."""
+def save(
+    folder: Path,
+    lm: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EmbeddingConfig,
+    *,
+    state_dict: dict[str, Any] | None = None,
+) -> None:
+    """Write the whole folder; ``state_dict`` holds the weights where the model itself does not.
+
+    Raises CheckpointError where ``folder`` holds something that is not a model.
+    """
     if folder.exists():
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is a file, not a folder to save a model in")
@@ -46,7 +56,7 @@ def save(folder: Path, lm: Any, tokenizer: PreTrainedTokenizerBase, config: Embe
                 f"{folder} holds {foreign[0]!r}, which is no part of a model and would be lost: choose another folder"
             )
     with staged_folder(folder) as stage:
-        lm.save_pretrained(stage)
+        lm.save_pretrained(stage, **({} if state_dict is None else {"state_dict": state_dict}))
         tokenizer.save_pretrained(stage)
         (stage / FILE_NAME).write_text(config.to_json(), encoding="utf-8")
         if _means_the_same(tokenizer, config):

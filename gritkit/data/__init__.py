@@ -10,7 +10,7 @@ This package knows nothing about models, losses or training loops.
 
 from gritkit.data.batches import ContrastiveBatch, MixedBatch
 from gritkit.data.mixing import Mixer
-from gritkit.data.packing import Contrast, PackedBatch, pack_batch
+from gritkit.data.packing import Contrast, PackedBatch, Share, pack_batch, share_of
 from gritkit.data.reading import Data, load
 from gritkit.data.records import EmbeddingRecord, GenerativeRecord, Text, parse_record
 from gritkit.data.sources import Source
@@ -26,11 +26,13 @@ __all__ = [
     "MixedBatch",
     "Mixer",
     "PackedBatch",
+    "Share",
     "Source",
     "Text",
     "TokenisedData",
     "load",
     "pack_batch",
     "parse_record",
+    "share_of",
     "tokenise",
 ]

@@ -3,9 +3,9 @@
 This package knows nothing about models, data or training loops: tensors in, a scalar out.
 """
 
-from gritkit.losses.contrastive import InfoNCE
+from gritkit.losses.contrastive import Asked, InfoNCE, Offered
 from gritkit.losses.head import summed_nll
 from gritkit.losses.next_token import NextToken
 from gritkit.losses.router import RouterBalance
 
-__all__ = ["InfoNCE", "NextToken", "RouterBalance", "summed_nll"]
+__all__ = ["Asked", "InfoNCE", "NextToken", "Offered", "RouterBalance", "summed_nll"]

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from transformers import TrainingArguments
 
 from gritkit.errors import InputError
+from gritkit.losses.next_token import Reduction
+from gritkit.train.step import LossScale
 
 
 @dataclass(kw_only=True)
@@ -43,11 +46,31 @@ class TrainConfig(TrainingArguments):
     """Tokens of a generative example; None: 2048, or the model's context where that is shorter."""
     tokens_per_row: int | None = field(default=None)
     """Tokens of one pass of the model; None: what suits the device."""
+    grad_cache: bool = field(default=True)
+    """Whether texts to embed are run twice, so that memory does not grow with the batch; off, the activations of all
+    of them are kept: faster, where they fit."""
+
+    sampling: str | float | dict[str, float] = field(default="proportional")
+    """Which source a contrastive batch is of: ``proportional`` uses every record once a cycle; a number draws sources
+    by their size to that power; a dict gives their weights by name."""
+    streaming: bool = field(default=False)
+    """Whether records are read while training, for data larger than memory; every process reads its own share."""
 
     temperature: float = field(default=0.02)
     """What similarities are divided by in the contrastive loss."""
     in_batch_negatives: bool = field(default=True)
     """Whether a query meets the passages of other queries."""
+    no_in_batch_negatives: list[str] = field(default_factory=list)
+    """Names of sources whose queries meet their own passages only."""
+    loss_scale: str = field(default="exact")
+    """``gritlm``: the contrastive gradient over the number of processes, as the original GRIT code has it; ``exact``:
+    the weights of both losses mean the same on any number."""
+    next_token_loss: str = field(default="token")
+    """``token``: the mean over tokens; ``sample``: over examples; ``mixed``: over groups of examples."""
+    next_token_group: int = field(default=32)
+    """Examples of a group of the ``mixed`` next-token loss."""
+    router_weight: float = field(default=0.0)
+    """Factor of the load-balancing loss, for mixture-of-experts models."""
     embedding_weight: float = field(default=1.0)
     """Factor of the contrastive loss in the total."""
     generative_weight: float = field(default=1.0)
@@ -55,6 +78,9 @@ class TrainConfig(TrainingArguments):
 
     recompute: bool = field(default=False)
     """Whether activations are recomputed in the backward pass: less memory for a third more work."""
+    gradient_figures_steps: int = field(default=0)
+    """Every how many steps the gradient norms of both halves and their cosine are measured; 0: never. It takes the
+    memory of one copy of the gradients."""
     plot: bool = field(default=True)
     """Whether the loss curves are drawn to ``losses.png`` at every save and at the end."""
 
@@ -71,7 +97,7 @@ class TrainConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise InputError("output_dir is missing: the folder that checkpoints and the model are written to")
-        for name in ("embedding_batch_size", "generative_batch_size", "tokens_per_row"):
+        for name in ("embedding_batch_size", "generative_batch_size", "tokens_per_row", "next_token_group"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
@@ -90,6 +116,14 @@ class TrainConfig(TrainingArguments):
             )
         if not self.in_batch_negatives and not self.num_hard_negatives:
             raise InputError("in_batch_negatives=False with num_hard_negatives=0 leaves no negatives at all")
+        if self.no_in_batch_negatives and not self.num_hard_negatives:
+            raise InputError("no_in_batch_negatives with num_hard_negatives=0 leaves those sources no negatives at all")
+        for name, known in (("loss_scale", get_args(LossScale)), ("next_token_loss", get_args(Reduction))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name}={getattr(self, name)!r} is none of {', '.join(known)}")
+        for name in ("router_weight", "gradient_figures_steps"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)} must not be negative")
         if self.gradient_accumulation_steps != 1:
             raise InputError(
                 "gradient_accumulation_steps must stay 1: raise embedding_batch_size and generative_batch_size, the "

@@ -12,26 +12,43 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from gritkit.batch import token_budget
 from gritkit.checkpoint.load import load as load_checkpoint
-from gritkit.data import Data, Lengths, Mixer, PackedBatch, TokenisedData, load, pack_batch, tokenise
+from gritkit.data import (
+    Data,
+    Lengths,
+    MixedBatch,
+    Mixer,
+    PackedBatch,
+    TokenisedData,
+    load,
+    pack_batch,
+    share_of,
+    tokenise,
+)
+from gritkit.data.sampling import Sampling
 from gritkit.errors import GritkitError, InputError
-from gritkit.files import resolve, staged_folder, write_atomic
+from gritkit.files import resolve, write_atomic
 from gritkit.losses import InfoNCE, NextToken
+from gritkit.losses.next_token import Reduction
 from gritkit.model import GritModel
 from gritkit.train.callbacks import LossCurves, Progress
+from gritkit.train.checkpoints import load_whole_state, staged_by_all, whole_state
 from gritkit.train.config import TrainConfig
-from gritkit.train.step import Objective, StepLosses, unified_step
+from gritkit.train.step import LossScale, Objective, StepLosses, unified_step
+from gritkit.train.world import World
 
 SAMPLER = "sampler.json"
 _DEFAULT_LENGTHS = {"query": 256, "passage": 2048, "generative": 2048}  # the paper's
@@ -40,13 +57,30 @@ _DEFAULT_LENGTHS = {"query": 256, "passage": 2048, "generative": 2048}  # the pa
 class PackedBatches:
     """An endless iterable of packed batches. Not a DataLoader, so accelerate neither dispatches nor slices it."""
 
-    def __init__(self, mixer: Mixer, budget: int) -> None:
-        self.mixer = mixer
-        self.budget = budget
+    def __init__(self, mixer: Mixer, prepare: Callable[[MixedBatch], PackedBatch]) -> None:
+        self._mixer = mixer
+        self._prepare = prepare
+        self.state = mixer.state_dict()
+        """Where the mixer stood when it had drawn the newest batch that was handed out."""
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        for mixed in self.mixer:
-            yield pack_batch(mixed, self.budget)
+        for mixed in self._mixer:
+            self.state = self._mixer.state_dict()
+            yield self._prepare(mixed)
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """A global batch -> this process's packed share of it."""
+
+    model: GritModel
+    objective: Objective
+    world: World
+    budget: int
+
+    def __call__(self, mixed: MixedBatch) -> PackedBatch:
+        share = share_of(mixed, self.objective.next_token.shares, self.world.rank, self.world.size)
+        return pack_batch(share, self.budget, len(self.model.tokens.bos_ids))
 
 
 class GritTrainer(Trainer):
@@ -58,31 +92,28 @@ class GritTrainer(Trainer):
     """
 
     def __init__(
-        self, model: GritModel, config: TrainConfig, data: Data, *, callbacks: Iterable[TrainerCallback] = ()
+        self,
+        model: GritModel,
+        config: TrainConfig,
+        data: Data,
+        *,
+        callbacks: Iterable[TrainerCallback] = (),
     ) -> None:
-        if config.world_size > 1:
-            raise InputError(
-                f"this trains in one process, not {config.world_size}: start it without torchrun or accelerate launch"
-            )
-        if hasattr(model.lm, "peft_config"):
-            raise InputError("an adapter is attached: merge it first with model.merge_adapter()")
-        tokenised = tokenised_for(model, config, data)
-        seed = config.seed if config.data_seed is None else config.data_seed
-        self.mixer = Mixer(
-            tokenised,
-            embedding_batch_size=config.embedding_batch_size,
-            generative_batch_size=config.generative_batch_size,
-            num_hard_negatives=config.num_hard_negatives,
-            seed=seed,
-        )
         self.config = config
+        self.world = World.here(config.device)
         self.run_folder = resolve(config.output_dir or "")
         self.objective: Objective = Objective(
-            contrastive=InfoNCE(temperature=config.temperature, in_batch_negatives=config.in_batch_negatives),
-            next_token=NextToken(),
+            contrastive=InfoNCE(temperature=config.temperature),
+            next_token=NextToken(reduction=cast(Reduction, config.next_token_loss), group=config.next_token_group),
             embedding_weight=config.embedding_weight,
             generative_weight=config.generative_weight,
+            router=model.router_balance if config.router_weight else None,
+            router_weight=config.router_weight,
+            loss_scale=cast(LossScale, config.loss_scale),
         )
+        tokenised = tokenised_for(model, config, data)
+        self.mixer = mixer_of(tokenised, config)
+        self._frozen_head = _freeze_untouched_head(model, tokenised)
         if config.max_steps < 1:
             config.max_steps = math.ceil(config.num_train_epochs * self.mixer.steps_per_epoch)
         use_cache = getattr(model.config, "use_cache", None)
@@ -100,12 +131,14 @@ class GritTrainer(Trainer):
         self._figures = _Figures()
         embeddings = model.lm.get_input_embeddings().weight.numel()  # type: ignore[operator]
         self._parameters = sum(p.numel() for p in model.parameters()) - int(embeddings)
+        budget = config.tokens_per_row or token_budget(config.device)
+        self._batches = PackedBatches(self.mixer, _Packing(model, self.objective, self.world, budget))
 
     # -- batches -------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
-        """The endless stream of packed batches."""
-        return PackedBatches(self.mixer, self.config.tokens_per_row or token_budget(self.args.device))
+        """The endless stream of this process's packed batches."""
+        return self._batches
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
@@ -118,9 +151,16 @@ class GritTrainer(Trainer):
     def training_step(  # type: ignore[override]  # packed batches, not padded dictionaries
         self, model: nn.Module, inputs: PackedBatch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Gradients of one global batch; the total loss, detached."""
+        """Gradients of one global batch; its total loss, detached, the same in every process."""
         model.train()
-        losses = unified_step(model, inputs, self.objective, self.accelerator.backward)
+        losses = unified_step(
+            model,
+            inputs,
+            self.objective,
+            self.accelerator.backward,
+            world=self.world,
+            grad_cache=self.config.grad_cache,
+        )
         if not math.isfinite(losses.total.item()):
             raise GritkitError(
                 f"the loss is {losses.total.item()} at step {self.state.global_step + 1} "
@@ -137,7 +177,7 @@ class GritTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The total loss of one batch, with its graph."""
+        """The total loss of one batch, with its graph; in a single process."""
         losses = unified_step(model, inputs, self.objective)
         return (losses.total, losses) if return_outputs else losses.total
 
@@ -175,7 +215,8 @@ class GritTrainer(Trainer):
             raise InputError(
                 f"{checkpoint} has done {state['global_step']} of {self.args.max_steps} steps: raise max_steps to go on"
             )
-        self.mixer.load_state_dict(state["mixer"])
+        mixers = state["mixers"]
+        self.mixer.load_state_dict(mixers[min(self.world.rank, len(mixers) - 1)])
         self._figures = _Figures()
         return self._train(checkpoint, **kwargs)
 
@@ -184,6 +225,8 @@ class GritTrainer(Trainer):
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
             trained = self.accelerator.unwrap_model(self.model).eval()
+            if self._frozen_head is not None:
+                self._frozen_head.requires_grad_(True)
             if self.config.recompute:
                 trained.activation_checkpointing_disable()
 
@@ -200,30 +243,53 @@ class GritTrainer(Trainer):
             revision=None,
             trust_remote_code=False,
         ).lm
-        lm.load_state_dict(saved.state_dict())
+        load_whole_state(lm, saved.state_dict())
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """A model folder that everything loads; ``model`` in the run's folder unless another is named."""
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A model folder that everything loads; ``model`` in the run's folder unless another is named.
+
+        Every process must call it; the first one writes."""
         folder = resolve(output_dir or self.run_folder)
         if folder == self.run_folder:  # a saved model replaces its folder, and the run lives in this one
             folder = folder / "model"
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+        model = self.accelerator.unwrap_model(self.model)
+        state = whole_state(model.lm)
+        if self.args.should_save:
+            model.save_pretrained(folder, state_dict=state)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As transformers does, but in a folder aside that is renamed when it is complete: whole or absent."""
-        name = f"checkpoint-{self.state.global_step}"
-        with staged_folder(self.run_folder / name) as stage:
+        final = self.run_folder / f"checkpoint-{self.state.global_step}"
+        mixers = self.world.all_told(self._batches.state)
+        with staged_by_all(final, self.world) as stage:
             self._stage = stage
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._stage = None
-            for file in (stage / name).iterdir():
-                os.replace(file, stage / file.name)
-            (stage / name).rmdir()
-            state = {"global_step": self.state.global_step, "mixer": self.mixer.state_dict()}
-            write_atomic(stage / SAMPLER, json.dumps(state).encode())
-        rotate_checkpoints(output_dir=str(self.run_folder), save_total_limit=self.args.save_total_limit)
+            self.world.summed([0])  # all files are there
+            if self.args.should_save:
+                self._complete(stage, final, mixers)
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(self.run_folder),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+
+    def _complete(self, stage: Path, final: Path, mixers: list[Any]) -> None:
+        """Move what transformers wrote one folder up, name the best checkpoint by its final path, add the sampler."""
+        for file in (stage / final.name).iterdir():
+            os.replace(file, stage / file.name)
+        (stage / final.name).rmdir()
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best).is_relative_to(stage):
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(stage / TRAINER_STATE_NAME))
+        state = {"global_step": self.state.global_step, "mixers": mixers}
+        write_atomic(stage / SAMPLER, json.dumps(state).encode())
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._stage or super()._get_output_dir(trial))
@@ -294,6 +360,33 @@ def tokenised_for(model: GritModel, config: TrainConfig, data: Data) -> Tokenise
     total = sum(len(source.records) for source in sources)
     with tqdm(total=total, desc="tokenising", unit=" records", disable=bool(config.disable_tqdm)) as bar:
         return tokenise(sources, model.tokens, Lengths(**lengths), bar.update)
+
+
+def mixer_of(data: TokenisedData, config: TrainConfig) -> Mixer:
+    """The stream of global batches that the settings ask for; the same in every process."""
+    names = [name for name, _ in data.embedding]
+    return Mixer(
+        data,
+        embedding_batch_size=config.embedding_batch_size,
+        generative_batch_size=config.generative_batch_size,
+        num_hard_negatives=config.num_hard_negatives,
+        no_in_batch_negatives=config.no_in_batch_negatives if config.in_batch_negatives else names,
+        sampling=cast(Sampling, config.sampling),
+        seed=config.seed if config.data_seed is None else config.data_seed,
+    )
+
+
+def _freeze_untouched_head(model: GritModel, data: TokenisedData) -> nn.Module | None:
+    """Where nothing is generated, no gradient reaches an output layer of its own: it must not wait for one (DDP), nor
+    decay. Returns the layer, to be freed after the run."""
+    head = model.lm.get_output_embeddings()  # type: ignore[operator]
+    inputs = model.lm.get_input_embeddings()  # type: ignore[operator]
+    if data.generative or data.answers or head is None or head.weight is inputs.weight:
+        return None
+    if not head.weight.requires_grad:
+        return None
+    head.requires_grad_(False)
+    return cast(nn.Module, head)
 
 
 def _value(loss: Tensor | None) -> str:

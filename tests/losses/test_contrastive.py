@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from gritkit.errors import InputError
-from gritkit.losses import InfoNCE
+from gritkit.losses import Asked, InfoNCE, Offered
 
 Q, P, H = 5, 12, 7
 
@@ -20,44 +20,56 @@ def vectors(dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, 
     return queries, passages
 
 
-def slow_twin(
-    queries: Tensor, passages: Tensor, loss: InfoNCE, owner: list[int], query_words: list[int], passage_words: list[int]
-) -> Tensor:
+OWNER = [0, 1, 2, 3, 4, 0, 0, 1, 2, 2, 3, 4]
+QUERY_WORDS = [10, 11, 10, 13, 14]  # queries 0 and 2 read alike
+PASSAGE_WORDS = [20, 21, 22, 21, 24, 25, 26, 20, 28, 22, 30, 31]  # 1 = 3; 7 = positive of 0; 9 = positive of its own 2
+
+
+def told(alone: list[bool]) -> tuple[Asked, Offered]:
+    asked = Asked(
+        positive_Q=torch.arange(Q),
+        number_Q=torch.arange(Q),
+        words_Q=torch.tensor(QUERY_WORDS),
+        alone_Q=torch.tensor(alone),
+    )
+    asked_words = torch.tensor(QUERY_WORDS + [-1] * (P - Q))
+    offered = Offered(owner_P=torch.tensor(OWNER), words_P=torch.tensor(PASSAGE_WORDS), asked_words_P=asked_words)
+    return asked, offered
+
+
+def slow_twin(queries: Tensor, passages: Tensor, loss: InfoNCE, alone: list[bool]) -> Tensor:
     """One query at a time, one passage at a time, as the formula is written."""
     total = torch.zeros((), dtype=torch.float64)
     for i in range(len(queries)):
         terms = []
         for j in range(len(passages)):
-            own = owner[j] == i
-            same_text = passage_words[j] == passage_words[i]
-            other_answer = j < len(queries) and query_words[owner[j]] == query_words[i]
-            if j != i and (
-                (not loss.in_batch_negatives and not own) or (loss.mask_same_text and (same_text or other_answer))
-            ):
+            own = OWNER[j] == i
+            same_text = PASSAGE_WORDS[j] == PASSAGE_WORDS[i]
+            other_answer = j < len(queries) and QUERY_WORDS[OWNER[j]] == QUERY_WORDS[i]
+            if j != i and ((alone[i] and not own) or (loss.mask_same_text and (same_text or other_answer))):
                 continue
             terms.append(((queries[i] * passages[j]).sum() / loss.temperature).exp())
         total = total - (((queries[i] * passages[i]).sum() / loss.temperature).exp() / torch.stack(terms).sum()).log()
     return total
 
 
-OWNER = [0, 1, 2, 3, 4, 0, 0, 1, 2, 2, 3, 4]
-QUERY_WORDS = [10, 11, 10, 13, 14]  # queries 0 and 2 read alike
-PASSAGE_WORDS = [20, 21, 22, 21, 24, 25, 26, 20, 28, 22, 30, 31]  # 1 = 3; 7 = positive of 0; 9 = positive of its own 2
-
-
-@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("alone", [[False] * Q, [True] * Q, [True, False, False, True, False]])
 @pytest.mark.parametrize("mask", [True, False])
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
-def test_values_and_gradients_equal_the_slow_twin(in_batch: bool, mask: bool, temperature: float) -> None:
-    loss = InfoNCE(temperature=temperature, in_batch_negatives=in_batch, mask_same_text=mask)
+@pytest.mark.parametrize("block", [1, 2, Q])
+def test_values_and_gradients_equal_the_slow_twin(
+    alone: list[bool], mask: bool, temperature: float, block: int
+) -> None:
+    loss = InfoNCE(temperature=temperature, mask_same_text=mask)
     fast, slow = vectors(), vectors()
-    value = loss(
-        *fast,
-        owner_P=torch.tensor(OWNER),
-        query_words_Q=torch.tensor(QUERY_WORDS),
-        passage_words_P=torch.tensor(PASSAGE_WORDS),
-    )
-    expected = slow_twin(*slow, loss, OWNER, QUERY_WORDS, PASSAGE_WORDS)
+    asked, offered = told(alone)
+    parts = []
+    for start in range(0, Q, block):
+        some = asked.block(start, start + block)
+        excluded = loss.excluded(some, offered)
+        parts.append(loss(fast[0][start : start + block], fast[1], some.positive_Q, excluded))
+    value = torch.stack(parts).sum()
+    expected = slow_twin(*slow, loss, alone)
     torch.testing.assert_close(value, expected, rtol=1e-13, atol=1e-13)
     value.backward()
     expected.backward()
@@ -67,24 +79,28 @@ def test_values_and_gradients_equal_the_slow_twin(in_batch: bool, mask: bool, te
 
 def test_closed_forms() -> None:
     queries, passages = vectors()
-    plain = InfoNCE(temperature=0.1)(queries, passages)
-    torch.testing.assert_close(plain, cross_entropy(queries @ passages.T / 0.1, torch.arange(Q), reduction="sum"))
+    first = torch.arange(Q)
+    plain = InfoNCE(temperature=0.1)(queries, passages, first)
+    torch.testing.assert_close(plain, cross_entropy(queries @ passages.T / 0.1, first, reduction="sum"))
     same = torch.ones(4, 1, dtype=torch.float64)
-    assert InfoNCE()(same, same.repeat(3, 1)).item() == pytest.approx(4 * math.log(12))
-    far = InfoNCE(temperature=1.0)(torch.eye(3, dtype=torch.float64) * 500, torch.eye(3, dtype=torch.float64))
-    assert far.item() == pytest.approx(0.0, abs=1e-12)
-    alone = InfoNCE(in_batch_negatives=False)(queries, passages[:Q], owner_P=torch.arange(Q))
-    assert alone.item() == 0.0
+    assert InfoNCE()(same, same.repeat(3, 1), torch.arange(4)).item() == pytest.approx(4 * math.log(12))
+    apart = torch.eye(3, dtype=torch.float64) * 500
+    assert InfoNCE(temperature=1.0)(apart, apart, torch.arange(3)).item() == pytest.approx(0.0, abs=1e-12)
+    only_positives = ~torch.eye(Q, dtype=torch.bool)
+    assert InfoNCE()(queries, passages[:Q], first, only_positives).item() == 0.0
+    elsewhere = InfoNCE()(queries, passages.flip(0), P - 1 - first)  # positives need not stand first
+    torch.testing.assert_close(elsewhere, InfoNCE()(queries, passages, first))
 
 
 def test_it_is_computed_in_fp32_under_autocast_and_from_bf16() -> None:
     queries, passages = vectors(torch.float32)
-    exact = InfoNCE()(queries, passages)
+    first = torch.arange(Q)
+    exact = InfoNCE()(queries, passages, first)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = InfoNCE()(queries, passages)
+        cast = InfoNCE()(queries, passages, first)
     assert cast.dtype == torch.float32
     assert torch.equal(cast, exact)
-    assert InfoNCE()(queries.bfloat16(), passages.bfloat16()).dtype == torch.float32
+    assert InfoNCE()(queries.bfloat16(), passages.bfloat16(), first).dtype == torch.float32
 
 
 def test_it_is_sentence_transformers_multiple_negatives_ranking_loss() -> None:
@@ -93,14 +109,10 @@ def test_it_is_sentence_transformers_multiple_negatives_ranking_loss() -> None:
     theirs = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=20.0)  # type: ignore[arg-type]
     queries, passages = (x.detach() for x in vectors(torch.float32))
     expected = theirs.compute_loss_from_embeddings([queries, passages[:Q], passages[Q : 2 * Q]], None)  # type: ignore[arg-type]
-    torch.testing.assert_close(InfoNCE(temperature=0.05)(queries, passages[: 2 * Q]) / Q, expected)
+    found = InfoNCE(temperature=0.05)(queries, passages[: 2 * Q], torch.arange(Q)) / Q
+    torch.testing.assert_close(found, expected)
 
 
 def test_nonsense_is_refused() -> None:
-    queries, passages = vectors()
     with pytest.raises(InputError, match="temperature=0"):
         InfoNCE(temperature=0)
-    with pytest.raises(InputError, match="need as many positives"):
-        InfoNCE()(queries, passages[:2])
-    with pytest.raises(InputError, match="needs owner_P"):
-        InfoNCE(in_batch_negatives=False)(queries, passages)
