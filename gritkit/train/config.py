@@ -116,6 +116,10 @@ class TrainConfig(TrainingArguments):
             )
         if not self.in_batch_negatives and not self.num_hard_negatives:
             raise InputError("in_batch_negatives=False with num_hard_negatives=0 leaves no negatives at all")
+        if self.streaming and not isinstance(self.sampling, dict) and self.sampling != "proportional":
+            raise InputError(f"sampling={self.sampling!r}: how large streams are is not known, give weights by name")
+        if self.streaming and not self.in_batch_negatives:
+            raise InputError("streaming with in_batch_negatives=False: name the sources in no_in_batch_negatives")
         if self.no_in_batch_negatives and not self.num_hard_negatives:
             raise InputError("no_in_batch_negatives with num_hard_negatives=0 leaves those sources no negatives at all")
         for name, known in (("loss_scale", get_args(LossScale)), ("next_token_loss", get_args(Reduction))):

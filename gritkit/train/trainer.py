@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +39,11 @@ from gritkit.data import (
     share_of,
     tokenise,
 )
+from gritkit.data.mixing import BatchStream
+from gritkit.data.prefetch import Prefetched
 from gritkit.data.sampling import Sampling
+from gritkit.data.stream_mixing import StreamMixer
+from gritkit.data.streams import StreamData
 from gritkit.errors import GritkitError, InputError
 from gritkit.files import resolve, write_atomic
 from gritkit.losses import InfoNCE, NextToken
@@ -57,16 +62,18 @@ _DEFAULT_LENGTHS = {"query": 256, "passage": 2048, "generative": 2048}  # the pa
 class PackedBatches:
     """An endless iterable of packed batches. Not a DataLoader, so accelerate neither dispatches nor slices it."""
 
-    def __init__(self, mixer: Mixer, prepare: Callable[[MixedBatch], PackedBatch]) -> None:
-        self._mixer = mixer
-        self._prepare = prepare
+    def __init__(self, mixer: BatchStream, prepare: Callable[[MixedBatch], PackedBatch], workers: int) -> None:
+        self._mixer, self._prepare, self._workers = mixer, prepare, workers
         self.state = mixer.state_dict()
         """Where the mixer stood when it had drawn the newest batch that was handed out."""
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        for mixed in self._mixer:
-            self.state = self._mixer.state_dict()
-            yield self._prepare(mixed)
+        def draw() -> tuple[MixedBatch, dict[str, Any]]:
+            return self._mixer.draw(), self._mixer.state_dict()
+
+        with Prefetched(draw, self._prepare, workers=self._workers, depth=self._workers + 1) as ready:
+            for packed, self.state in ready:
+                yield packed
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,12 @@ class _Packing:
 
     model: GritModel
     objective: Objective
-    world: World
+    place: tuple[int, int]
+    """This process and how many there are to share the batch; (0, 1) where it is this one's share already."""
     budget: int
 
     def __call__(self, mixed: MixedBatch) -> PackedBatch:
-        share = share_of(mixed, self.objective.next_token.shares, self.world.rank, self.world.size)
+        share = share_of(mixed, self.objective.next_token.shares, *self.place)
         return pack_batch(share, self.budget, len(self.model.tokens.bos_ids))
 
 
@@ -111,11 +119,10 @@ class GritTrainer(Trainer):
             router_weight=config.router_weight,
             loss_scale=cast(LossScale, config.loss_scale),
         )
-        tokenised = tokenised_for(model, config, data)
-        self.mixer = mixer_of(tokenised, config)
-        self._frozen_head = _freeze_untouched_head(model, tokenised)
+        self.mixer, generates = batches_of(model, config, data, self.world)
+        self._frozen_head = None if generates else _freeze_untouched_head(model)
         if config.max_steps < 1:
-            config.max_steps = math.ceil(config.num_train_epochs * self.mixer.steps_per_epoch)
+            config.max_steps = _steps_of(config, self.mixer)
         use_cache = getattr(model.config, "use_cache", None)
         super().__init__(model=model, args=config, callbacks=list(callbacks))
         if config.recompute:
@@ -132,7 +139,9 @@ class GritTrainer(Trainer):
         embeddings = model.lm.get_input_embeddings().weight.numel()  # type: ignore[operator]
         self._parameters = sum(p.numel() for p in model.parameters()) - int(embeddings)
         budget = config.tokens_per_row or token_budget(config.device)
-        self._batches = PackedBatches(self.mixer, _Packing(model, self.objective, self.world, budget))
+        place = (0, 1) if config.streaming else (self.world.rank, self.world.size)
+        packing = _Packing(model, self.objective, place, budget)
+        self._batches = PackedBatches(self.mixer, packing, config.dataloader_num_workers)
 
     # -- batches -------------------------------------------------------------------------------------------------
 
@@ -189,7 +198,8 @@ class GritTrainer(Trainer):
         """Adds both losses and tokens/s (means since the last log) to what transformers logs."""
         if "loss" in logs:
             logs.update(self._figures.drain())
-        self.state.epoch = self.state.global_step / self.mixer.steps_per_epoch
+        if self.mixer.steps_per_epoch:
+            self.state.epoch = self.state.global_step / self.mixer.steps_per_epoch
         super().log(logs, start_time)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
@@ -201,6 +211,9 @@ class GritTrainer(Trainer):
             InputError: when there is no such checkpoint, it is of other data or settings, or it is finished; and when
                 the folder already holds checkpoints that a new run would mix with.
         """
+        if self.world.rank == 0:
+            for torn in self.run_folder.glob(".checkpoint-*.tmp"):  # a kill left it; nothing else writes here
+                shutil.rmtree(torn, ignore_errors=True)
         newest = get_last_checkpoint(str(self.run_folder)) if self.run_folder.is_dir() else None
         if not resume_from_checkpoint:
             if newest is not None:
@@ -343,12 +356,8 @@ def train(
     return trainer
 
 
-def tokenised_for(model: GritModel, config: TrainConfig, data: Data) -> TokenisedData:
-    """The training set in the model's tokens, cut to the run's lengths."""
-    sources = load(data)
-    kinds = {source.kind for source in sources}
-    if "generative" in kinds and not model.writes:
-        raise InputError("this checkpoint has no language-model head: it cannot be trained on generative records")
+def lengths_for(model: GritModel, config: TrainConfig) -> Lengths:
+    """The run's lengths. Raises InputError for one beyond the model's context."""
     lengths = {}
     for kind, default in _DEFAULT_LENGTHS.items():
         given = getattr(config, f"{kind}_max_length")
@@ -357,31 +366,69 @@ def tokenised_for(model: GritModel, config: TrainConfig, data: Data) -> Tokenise
                 f"{kind}_max_length={given} is beyond the model's context of {model.context_length} tokens"
             )
         lengths[kind] = min(given or default, model.context_length)
+    return Lengths(**lengths)
+
+
+def tokenised_for(model: GritModel, config: TrainConfig, data: Data) -> TokenisedData:
+    """The training set in the model's tokens, cut to the run's lengths."""
+    sources = load(data)
+    _check_writes(model, {source.kind for source in sources})
+    lengths = lengths_for(model, config)
     total = sum(len(source.records) for source in sources)
     with tqdm(total=total, desc="tokenising", unit=" records", disable=bool(config.disable_tqdm)) as bar:
-        return tokenise(sources, model.tokens, Lengths(**lengths), bar.update)
+        return tokenise(sources, model.tokens, lengths, bar.update)
 
 
-def mixer_of(data: TokenisedData, config: TrainConfig) -> Mixer:
-    """The stream of global batches that the settings ask for; the same in every process."""
-    names = [name for name, _ in data.embedding]
-    return Mixer(
-        data,
-        embedding_batch_size=config.embedding_batch_size,
-        generative_batch_size=config.generative_batch_size,
-        num_hard_negatives=config.num_hard_negatives,
-        no_in_batch_negatives=config.no_in_batch_negatives if config.in_batch_negatives else names,
-        sampling=cast(Sampling, config.sampling),
-        seed=config.seed if config.data_seed is None else config.data_seed,
-    )
+def _check_writes(model: GritModel, kinds: Collection[str]) -> None:
+    if "generative" in kinds and not model.writes:
+        raise InputError("this checkpoint has no language-model head: it cannot be trained on generative records")
 
 
-def _freeze_untouched_head(model: GritModel, data: TokenisedData) -> nn.Module | None:
+def _steps_of(config: TrainConfig, mixer: BatchStream) -> int:
+    if mixer.steps_per_epoch is None:
+        raise InputError("how long a stream is is not known: set max_steps")
+    return math.ceil(config.num_train_epochs * mixer.steps_per_epoch)
+
+
+def batches_of(model: GritModel, config: TrainConfig, data: Data, world: World) -> tuple[BatchStream, bool]:
+    """The stream of batches that the settings ask for, and whether anything is generated in them.
+
+    In memory every process draws the whole batch; of a stream, its own share.
+    """
+    sizes: dict[str, Any] = {
+        "embedding_batch_size": config.embedding_batch_size,
+        "generative_batch_size": config.generative_batch_size,
+        "num_hard_negatives": config.num_hard_negatives,
+        "seed": config.seed if config.data_seed is None else config.data_seed,
+    }
+    if config.streaming:
+        weights = None if config.sampling == "proportional" else cast("dict[str, float]", config.sampling)
+        stream = StreamMixer(
+            cast(StreamData, data),
+            model.tokens,
+            lengths_for(model, config),
+            no_in_batch_negatives=config.no_in_batch_negatives,
+            sampling=weights,
+            rank=world.rank,
+            world_size=world.size,
+            **sizes,
+        )
+        _check_writes(model, stream.kinds)
+        return stream, True  # any record may have an answer
+    tokenised = tokenised_for(model, config, data)
+    names = [name for name, _ in tokenised.embedding]
+    alone = config.no_in_batch_negatives if config.in_batch_negatives else names
+    sampling = cast(Sampling, config.sampling)
+    mixer = Mixer(tokenised, no_in_batch_negatives=alone, sampling=sampling, **sizes)
+    return mixer, bool(tokenised.generative or tokenised.answers)
+
+
+def _freeze_untouched_head(model: GritModel) -> nn.Module | None:
     """Where nothing is generated, no gradient reaches an output layer of its own: it must not wait for one (DDP), nor
     decay. Returns the layer, to be freed after the run."""
     head = model.lm.get_output_embeddings()  # type: ignore[operator]
     inputs = model.lm.get_input_embeddings()  # type: ignore[operator]
-    if data.generative or data.answers or head is None or head.weight is inputs.weight:
+    if head is None or head.weight is inputs.weight:
         return None
     if not head.weight.requires_grad:
         return None
