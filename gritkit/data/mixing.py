@@ -39,6 +39,9 @@ class Draft:
 class BatchStream:
     """An endless stream of global batches, whose place in it can be saved and restored."""
 
+    steps_per_epoch: int | None
+    """Steps until every row of both halves was used; None where how many there are is not known."""
+
     def __init__(
         self,
         contrastive: Lottery[Draft],

@@ -10,15 +10,16 @@ This module knows nothing about tokens, batches or models.
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from gritkit.data.records import EmbeddingRecord, GenerativeRecord, kind_of, parse_record
+from gritkit.data.records import EmbeddingRecord, GenerativeRecord, Kind, kind_of, parse_record
 from gritkit.data.sources import SUFFIXES, Problems, Source
 from gritkit.errors import InputError, MissingExtraError, RecordError
 from gritkit.files import resolve
@@ -29,6 +30,7 @@ Data = str | os.PathLike[str] | Iterable[Any]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CHUNK = 1 << 20
+_ARRAY = RecordError("a JSON array, not JSON Lines: write one object to a line")
 
 
 class _Damaged(Exception):
@@ -44,50 +46,66 @@ def load(data: Data) -> Sources:
     """
     problems = Problems()
     if isinstance(data, (str, os.PathLike)):
-        sources = _from_path(data, problems)
+        sources = [source for place in located(data) for source in _from_place(place, problems)]
     elif isinstance(data, (bytes, Mapping)) or not isinstance(data, Iterable):
         raise InputError(f"data must be a path, a data set's id or records, not {type(data).__name__}")
     elif isinstance(data, (list, tuple)) and data and all(isinstance(item, Source) for item in data):
         return list(data)
     else:
-        sources = _sorted_kinds("records", enumerate(data), problems, one_kind=False)
+        sources = sorted_kinds("records", enumerate(data), problems, one_kind=False)
         if not sources and not problems.total:
             raise InputError("data is empty: there is nothing to train on")
     problems.check()
     return sources
 
 
-def _from_path(given: str | os.PathLike[str], problems: Problems) -> Sources:
+def located(given: str | os.PathLike[str]) -> list[Path | str]:
+    """Where a training set is: its files, the folder of a saved data set, or the hub id of one (a str).
+
+    Raises InputError where there is nothing that can be read.
+    """
     path = resolve(given)
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise InputError(f"{path.name} is none of the formats that can be read: {', '.join(SUFFIXES)}")
-        return _from_file(path, problems)
+        return [path]
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return _from_datasets(path, problems)
+            return [path]
         files = sorted(f for f in path.iterdir() if f.name.endswith(SUFFIXES) and not f.name.startswith("."))
         if not files:
             raise InputError(
                 f"{path} holds no file that can be read ({', '.join(SUFFIXES)}); folders in it are not searched"
             )
-        return [source for file in files for source in _from_file(file, problems)]
+        return list(files)
     if isinstance(given, str) and _HUB_ID.fullmatch(given) and not given.endswith(SUFFIXES):
-        return _from_datasets(given, problems)
+        return [given]
     raise InputError(f"no such file or folder: {path}")
 
 
-def _from_file(path: Path, problems: Problems) -> Sources:
-    rows = _parquet_rows(path) if path.name.endswith(".parquet") else _json_rows(path)
+def _from_place(place: Path | str, problems: Problems) -> Sources:
+    name = place if isinstance(place, str) else place.name
+    if isinstance(place, Path) and place.is_file():
+        what, rows = "file", file_rows(place)
+    else:
+        what, rows = "data set", enumerate(data_set(place))
     before = problems.total
-    sources = _sorted_kinds(path.name, rows, problems, one_kind=True)
+    sources = sorted_kinds(name, rows, problems)
     if not sources and problems.total == before:
-        problems.add(path.name, "the file has no records")
+        problems.add(name, f"the {what} has no records")
     return sources
 
 
-def _sorted_kinds(name: str, rows: Iterator[tuple[int, Any]], problems: Problems, *, one_kind: bool) -> Sources:
-    """Rows -> a source of each kind; with ``one_kind`` the first good record decides and others are problems."""
+def sorted_kinds(
+    name: str,
+    rows: Iterable[tuple[int, Any]],
+    problems: Problems,
+    *,
+    one_kind: bool = True,
+    kind: Kind | None = None,
+) -> Sources:
+    """Rows with their lines -> a source of each kind. With ``one_kind`` records of another kind than ``kind`` are
+    problems (where that is not given, than the first good record)."""
     records: dict[str, list[Any]] = {}
     lines: dict[str, list[int]] = {}
     line = 0
@@ -101,42 +119,58 @@ def _sorted_kinds(name: str, rows: Iterator[tuple[int, Any]], problems: Problems
             except RecordError as error:
                 problems.add(f"{name}:{line}", str(error))
                 continue
-            kind = kind_of(record)
-            if one_kind and records and kind not in records:
-                problems.add(
-                    f"{name}:{line}", f"a record of the {kind} kind in a file of the {next(iter(records))} kind"
-                )
+            found = kind_of(record)
+            kind = kind or found
+            if one_kind and found != kind:
+                problems.add(f"{name}:{line}", f"a record of the {found} kind in a file of the {kind} kind")
                 continue
-            records.setdefault(kind, []).append(record)
-            lines.setdefault(kind, []).append(line)
+            records.setdefault(found, []).append(record)
+            lines.setdefault(found, []).append(line)
     except _Damaged as error:
         problems.add(f"{name}:{line}", f"{error} after this line" if line else str(error))
     result: Sources = []
-    for kind in ("embedding", "generative"):
-        if kind in records:
-            result.append(Source(name, kind, records[kind], lines[kind]))
+    for known in get_args(Kind):
+        if known in records:
+            result.append(Source(name, known, records[known], lines[known]))
     return result
+
+
+def file_rows(path: Path, start: int = 0, step: int = 1) -> Iterator[tuple[int, Any]]:
+    """(place, object or the RecordError that it is) of every ``step``-th record of a file, from number ``start``.
+
+    The place is the line from 1, in Parquet the row from 0. Lines between are neither decoded nor parsed.
+    """
+    if path.name.endswith(".parquet"):
+        yield from itertools.islice(_parquet_rows(path), start, None, step)
+        return
+    for number, line in itertools.islice(_json_lines(path), start, None, step):
+        row = _parsed(number, line)
+        yield number, row
+        if row is _ARRAY:
+            return
 
 
 # -- JSON Lines --------------------------------------------------------------------------------------------------
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line from 1, object or the RecordError that it is)."""
+def _json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of those that hold something."""
     for number, line in enumerate(_lines(_chunks(path)), 1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line.strip():
-            continue
-        if number == 1 and line.lstrip().startswith(b"["):
-            yield number, RecordError("a JSON array, not JSON Lines: write one object to a line")
-            return
-        try:
-            yield number, json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            yield number, RecordError(f"not UTF-8 (byte {error.start} of the line)")
-        except (ValueError, RecursionError) as error:
-            yield number, RecordError(f"not JSON: {error or 'nested too deeply'}")
+        if line.strip():
+            yield number, line
+
+
+def _parsed(number: int, line: bytes) -> Any:
+    if number == 1 and line.lstrip().startswith(b"["):
+        return _ARRAY
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return RecordError(f"not UTF-8 (byte {error.start} of the line)")
+    except (ValueError, RecursionError) as error:
+        return RecordError(f"not JSON: {error or 'nested too deeply'}")
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -218,7 +252,11 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise _Damaged(f"cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _from_datasets(source: str | Path, problems: Problems) -> Sources:
+def data_set(source: str | Path, *, streaming: bool = False) -> Any:
+    """The ``train`` split of a saved data set or, with its hub id, of one that is downloaded, or read as it comes.
+
+    Raises InputError where it cannot be loaded, MissingExtraError where ``datasets`` is not installed.
+    """
     try:
         import datasets
     except ImportError:
@@ -227,16 +265,11 @@ def _from_datasets(source: str | Path, problems: Problems) -> Sources:
         if isinstance(source, Path):
             loaded = datasets.load_from_disk(str(source))
         else:
-            loaded = datasets.load_dataset(source, split="train")
+            loaded = datasets.load_dataset(source, split="train", streaming=streaming)
     except Exception as error:  # the library raises whatever its many back ends do
         raise InputError(f"cannot load the data set {source}: {str(error).splitlines()[0]:.200}") from None
     if isinstance(loaded, Mapping):
         if "train" not in loaded:
             raise InputError(f"the data set {source} has no train split; it has {', '.join(loaded)}")
         loaded = loaded["train"]
-    name = source.name if isinstance(source, Path) else source
-    before = problems.total
-    sources = _sorted_kinds(name, enumerate(loaded), problems, one_kind=True)
-    if not sources and problems.total == before:
-        problems.add(name, "the data set has no records")
-    return sources
+    return loaded
