@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState
 
 
 def in_processes(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -37,6 +38,10 @@ def _forked(folder: Path, rank: int, world_size: int, function: Callable[..., An
         return child
     code = 1
     try:
+        # what torchrun says, for libraries that look there
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, of one process
         dist.init_process_group(
             "gloo",
             init_method=f"file://{folder}/store",

@@ -38,7 +38,7 @@ def staged_by_all(target: Path, world: World) -> Iterator[Path]:
             others_failed = world.summed([failed])[0] - failed > 0
         if others_failed:
             raise GritkitError(f"{target} was not written: another process failed while it was")
-    world.summed([0])  # nobody reads it before it stands
+    world.wait()  # nobody reads it before it stands
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -269,6 +269,7 @@ class GritTrainer(Trainer):
         state = whole_state(model.lm)
         if self.args.should_save:
             model.save_pretrained(folder, state_dict=state)
+        self.world.wait()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -282,7 +283,7 @@ class GritTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._stage = None
-            self.world.summed([0])  # all files are there
+            self.world.wait()
             if self.args.should_save:
                 self._complete(stage, final, mixers)
         if self.args.should_save:

@@ -51,6 +51,10 @@ class World:
         result: list[float] = told.tolist()
         return result
 
+    def wait(self) -> None:
+        """Until every process has come here."""
+        self.summed([0])
+
     def told(self, text: str) -> str:
         """What the first process says."""
         if self.size == 1:

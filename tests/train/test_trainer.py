@@ -12,6 +12,7 @@ from gritkit.data import EmbeddingRecord, GenerativeRecord
 from gritkit.errors import GritkitError, InputError, RecordError
 from gritkit.model import GritModel
 from gritkit.train import GritTrainer, TrainConfig, train
+from tests.distributed import in_processes
 from tests.models import grit_model
 
 PAIRS = [
@@ -168,3 +169,33 @@ def test_bad_data_and_settings_are_refused_before_anything_trains(tmp_path: Path
 def test_the_toy_data_of_the_original_code(shared: Path, tmp_path: Path) -> None:
     trainer = train(model(), shared / "data/contrastive/gritlm_toy", settings(tmp_path, max_steps=2), save=False)
     assert len(losses(trainer)) == 2
+
+
+def many(folder: Path, given: dict[str, Any], resume: bool | str) -> tuple[list[tuple[float, ...]], torch.Tensor]:
+    trainer = train(model(), DATA, settings(folder, ddp_backend="gloo", **given), resume=resume)
+    assert trainer.args.world_size == torch.distributed.get_world_size()
+    root = trainer.accelerator.unwrap_model(trainer.model)
+    return losses(trainer), torch.cat([p.detach().flatten() for p in root.parameters()])
+
+
+@pytest.mark.parametrize("data", [DATA, PAIRS], ids=["both", "embedding"])
+def test_two_processes_train_as_one(tmp_path: Path, data: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.DATA", data)
+    given = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "tokens_per_row": 64}
+    given["optim"] = "sgd"  # Adam's first steps make a full step of every rounding error
+    alone = train(model(), data, settings(tmp_path / "one", **given))
+    weights = torch.cat([p.detach().flatten() for p in alone.model.parameters()])
+    for logged, found in in_processes(2, many, tmp_path / "two", given, False):
+        np.testing.assert_allclose(logged, losses(alone), rtol=1e-5)
+        torch.testing.assert_close(found, weights, rtol=1e-4, atol=1e-6)
+    names = sorted(file.name for file in (tmp_path / "two").iterdir())
+    assert names == ["checkpoint-2", "checkpoint-4", "checkpoint-5", "model"]
+    inside = {file.name for file in (tmp_path / "two" / "checkpoint-2").iterdir()}
+    assert {"sampler.json", "optimizer.pt", "rng_state_0.pth", "rng_state_1.pth", "gritkit_config.json"} <= inside
+    saved = GritModel.from_pretrained(tmp_path / "two" / "model", device="cpu")
+    torch.testing.assert_close(torch.cat([p.detach().flatten() for p in saved.parameters()]), found)
+
+    checkpoint = str(tmp_path / "two" / "checkpoint-2")
+    for logged, again in in_processes(2, many, tmp_path / "again", given, checkpoint):
+        np.testing.assert_allclose(logged, losses(alone), rtol=1e-5)
+        assert torch.equal(again, found)
