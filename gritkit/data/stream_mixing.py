@@ -28,9 +28,10 @@ from gritkit.tokens import Tokens, TokenSeq
 class StreamMixer(BatchStream):
     """Batches of records that are read while training.
 
-    Process ``rank`` of ``world_size`` draws its share of each global batch from its share of the records. ``sampling``:
-    weights of sources by name; a half of which none is named is drawn in equal parts. ``block_size``: records of each
-    source in memory (more, to make whole batches).
+    Process ``rank`` of ``world_size`` draws its share of each global batch from its share of the records; no text is
+    twice in a share, though it may be in two. ``sampling``: weights of sources by name; a half of which none is named
+    is drawn in equal parts. ``block_size``: records of each source in memory (more, to make whole batches); every file
+    is a source, so a folder of many takes as many blocks.
 
     Raises:
         RecordError: for a first record that cannot be used; later ones raise it when they are drawn.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gritkit.data import EmbeddingRecord, GenerativeRecord, Source, load
+from gritkit.data.reading import data_set, file_rows
 from gritkit.errors import InputError, MissingExtraError, RecordError
 
 PAIR = {"query": "q", "pos": ["p"], "neg": []}
@@ -145,6 +146,23 @@ def test_a_saved_data_set(tmp_path: Path) -> None:
         assert (source.name, len(source.records)) == (name, 3)
     with pytest.raises(InputError, match="no train split; it has test"):
         load(tmp_path / "other")
+
+
+def test_a_data_set_is_read_as_it_comes_or_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner/name").mkdir(parents=True)
+    (tmp_path / "owner/name/train.jsonl").write_bytes(lines(PAIR, PAIR))
+    monkeypatch.chdir(tmp_path)  # where the library looks for "owner/name" before it asks the hub
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    streamed = data_set("owner/name", streaming=True)
+    assert not hasattr(streamed, "__len__")
+    assert list(streamed) == list(data_set("owner/name")) == [PAIR, PAIR]
+    with pytest.raises(InputError, match="cannot load the data set owner/other"):
+        data_set("owner/other", streaming=True)
+
+
+def test_every_nth_row_of_a_file_keeps_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(*({"text": str(i)} for i in range(4)), b"\n", {"text": "4"}))
+    assert list(file_rows(tmp_path / "a.jsonl", 1, 3)) == [(2, {"text": "1"}), (6, {"text": "4"})]
 
 
 def test_an_optional_library_is_named_when_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
