@@ -60,6 +60,8 @@ def main(
         bf16=bf16,
         recompute=recompute,
         save_steps=save_steps,
+        eval_strategy="no" if evaluation is None else "steps",
+        eval_steps=save_steps,
         seed=seed,
     )
     train(grit, data, config, evaluation=evaluation, resume=resume)

@@ -139,6 +139,8 @@ class TrainConfig(TrainingArguments):
         self.per_device_train_batch_size = self.embedding_batch_size
         # The sampler's place is in the checkpoint, so nothing has to be drawn again and thrown away on resume.
         self.ignore_data_skip = True
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = not self.metric_for_best_model.endswith("loss")
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         super().__post_init__()  # type: ignore[no-untyped-call]

@@ -52,6 +52,7 @@ from gritkit.model import GritModel
 from gritkit.train.callbacks import LossCurves, Progress
 from gritkit.train.checkpoints import load_whole_state, staged_by_all, whole_state
 from gritkit.train.config import TrainConfig
+from gritkit.train.evaluation import HeldOut, evaluate, load_held_out
 from gritkit.train.step import LossScale, Objective, StepLosses, unified_step
 from gritkit.train.world import World
 
@@ -105,6 +106,7 @@ class GritTrainer(Trainer):
         config: TrainConfig,
         data: Data,
         *,
+        evaluation: Data | None = None,
         callbacks: Iterable[TrainerCallback] = (),
     ) -> None:
         self.config = config
@@ -124,7 +126,8 @@ class GritTrainer(Trainer):
         if config.max_steps < 1:
             config.max_steps = _steps_of(config, self.mixer)
         use_cache = getattr(model.config, "use_cache", None)
-        super().__init__(model=model, args=config, callbacks=list(callbacks))
+        held_out = None if evaluation is None else load_held_out(evaluation, model.tokens, lengths_for(model, config))
+        super().__init__(model=model, args=config, eval_dataset=cast(Any, held_out), callbacks=list(callbacks))
         if config.recompute:
             model.activation_checkpointing_enable()
         if use_cache is not None:  # Trainer switches it off, and it would be saved so
@@ -138,7 +141,7 @@ class GritTrainer(Trainer):
         self._figures = _Figures()
         embeddings = model.lm.get_input_embeddings().weight.numel()  # type: ignore[operator]
         self._parameters = sum(p.numel() for p in model.parameters()) - int(embeddings)
-        budget = config.tokens_per_row or token_budget(config.device)
+        self._budget = budget = config.tokens_per_row or token_budget(config.device)
         place = (0, 1) if config.streaming else (self.world.rank, self.world.size)
         packing = _Packing(model, self.objective, place, budget)
         self._batches = PackedBatches(self.mixer, packing, config.dataloader_num_workers)
@@ -189,6 +192,23 @@ class GritTrainer(Trainer):
         """The total loss of one batch, with its graph; in a single process."""
         losses = unified_step(model, inputs, self.objective)
         return (losses.total, losses) if return_outputs else losses.total
+
+    def evaluate(  # type: ignore[override]
+        self, eval_dataset: HeldOut | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """What the model is worth on the held-out sets (``gritkit.train.evaluation``), logged and returned.
+
+        Raises:
+            InputError: when the trainer was made without ``evaluation``.
+        """
+        held_out = eval_dataset if eval_dataset is not None else cast("HeldOut | None", self.eval_dataset)
+        if held_out is None:
+            raise InputError("there is nothing to evaluate on: give the trainer held-out data, evaluation=...")
+        found = evaluate(cast(nn.Module, self.model_wrapped or self.model), held_out, self._budget)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def floating_point_ops(self, inputs: PackedBatch) -> int:  # type: ignore[override]
         """Forward and backward: 6 a parameter and token, embeddings and attention itself left out."""
@@ -273,6 +293,10 @@ class GritTrainer(Trainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def _load_best_model(self) -> None:
+        """Weights of the checkpoint that ``metric_for_best_model`` likes best."""
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As transformers does, but in a folder aside that is renamed when it is complete: whole or absent."""
         final = self.run_folder / f"checkpoint-{self.state.global_step}"
@@ -337,20 +361,22 @@ def train(
     data: Data,
     config: TrainConfig,
     *,
+    evaluation: Data | None = None,
     resume: bool | str = False,
     save: bool = True,
     callbacks: Iterable[TrainerCallback] = (),
 ) -> GritTrainer:
     """Train ``model`` in place on ``data`` (a path, a hub id, or records) and save it to ``output_dir/model``.
 
-    Returns the trainer, whose ``state.log_history`` holds the figures of every step. ``resume``: True for the newest
+    Returns the trainer, whose ``state.log_history`` holds the figures of every step. ``evaluation``: held-out data in
+    the same forms, or pairs of sentences, measured as ``eval_strategy`` says. ``resume``: True for the newest
     checkpoint of ``output_dir``, or the folder of one.
 
     Raises:
         RecordError: naming every record that cannot be used, before anything trains.
         InputError: for settings or data that do not fit. GritkitError: when a loss is not finite.
     """
-    trainer = GritTrainer(model, config, data, callbacks=callbacks)
+    trainer = GritTrainer(model, config, data, evaluation=evaluation, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=resume)
     if save:
         trainer.save_model()

@@ -47,9 +47,18 @@ def model() -> GritModel:
 
 def run(folder: Path, pipe: int) -> None:
     config = TrainConfig(
-        output_dir=str(folder), max_steps=STEPS, embedding_batch_size=8, generative_batch_size=4, tokens_per_row=96,
-        learning_rate=1e-3, save_strategy="steps", save_steps=2, save_total_limit=2, plot=False, dataloader_num_workers=1,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=STEPS,
+        embedding_batch_size=8,
+        generative_batch_size=4,
+        tokens_per_row=96,
+        learning_rate=1e-3,
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=2,
+        plot=False,
+        dataloader_num_workers=1,
+    )
     resume = any(folder.glob("checkpoint-*"))
     train(model(), DATA, config, resume=resume, callbacks=[Told(pipe)])
 

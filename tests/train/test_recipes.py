@@ -12,13 +12,17 @@ from gritkit.model import GritModel
 from tests.models import grit_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-OPTIONS = {
-    "grit": {
-        "model": str, "data": str, "output": str, "max_steps": int, "learning_rate": float,
-        "embedding_batch_size": int, "generative_batch_size": int, "max_length": int, "bf16": bool,
-        "recompute": bool, "save_steps": int, "seed": int, "resume": bool,
-    },
-}  # fmt: skip
+COMMON = {"model": str, "data": str, "output": str, "evaluation": str | None, "max_steps": int, "learning_rate": float}
+PAIRS = {"embedding_batch_size": int}
+CHATS = {"generative_batch_size": int}
+REST = {"max_length": int, "bf16": bool, "recompute": bool, "save_steps": int, "seed": int, "resume": bool}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "grit": COMMON | PAIRS | CHATS | REST,
+    "embedding_only": COMMON | PAIRS | REST,
+    "generation_only": COMMON | CHATS | REST,
+    "grit_causal": COMMON | PAIRS | CHATS | REST,
+    "grit_rag": COMMON | PAIRS | CHATS | {"num_documents": int} | REST,
+}
 
 
 def recipe(name: str) -> Any:
@@ -38,17 +42,43 @@ def test_recipes_run_end_to_end(name: str, tmp_path: Path) -> None:
     grit_model("mistral_window", prompt_format="plain").save_pretrained(tmp_path / "start")
     data = tmp_path / "data"
     data.mkdir()
-    pairs = [{"query": ["Find", f"q {i}"], "pos": [f"p {i}"], "neg": [f"n {i}"]} for i in range(6)]
+    pairs: list[dict[str, Any]] = [{"query": f"q {i}", "pos": [f"p {i}"], "neg": [f"n {i}"]} for i in range(6)]
+    if name == "grit_rag":
+        pairs = [{**pair, "answer": f"it is {i}"} for i, pair in enumerate(pairs)]
     (data / "a.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     (data / "b.jsonl").write_text(json.dumps({"text": ["hello", "there"]}))
     run = tmp_path / "run"
-    options = {"embedding_batch_size": 4, "generative_batch_size": 2, "learning_rate": 1e-3, "recompute": True}
-    recipe(name)(
-        model=str(tmp_path / "start"), data=str(data), output=str(run), max_steps=2, save_steps=2, bf16=False, **options
-    )
+    sizes = {"embedding_batch_size": 4, "generative_batch_size": 2}
+    options = {option: value for option, value in sizes.items() if option in OPTIONS[name]}
+    options |= {"model": str(tmp_path / "start"), "data": str(data), "output": str(run), "bf16": False}
+    options |= {"learning_rate": 1e-3, "recompute": True, "evaluation": str(data)}
+    recipe(name)(max_steps=2, save_steps=2, **options)
     assert sorted(file.name for file in run.iterdir()) == ["checkpoint-2", "losses.png", "model"]
     saved = GritModel.from_pretrained(run / "model", device="cpu")
     assert saved.embedding_config.prompt_format == "grit"
-    recipe(name)(
-        model=str(tmp_path / "start"), data=str(data), output=str(run), max_steps=3, bf16=False, resume=True, **options
-    )
+    causal = name in ("generation_only", "grit_causal")
+    assert saved.embedding_config.embedding_attention == ("causal" if causal else "bidirectional")
+    recipe(name)(max_steps=3, resume=True, **options)
+    log = json.loads((run / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    seen = {key for entry in log for key in entry}
+    assert ("loss_contrastive" in seen) == ("embedding_batch_size" in options)
+    assert ("loss_next_token" in seen) == ("generative_batch_size" in options)
+    assert "eval_ndcg_at_10" in seen
+
+
+def test_the_comparison_tables_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grit_model("llama").save_pretrained(tmp_path / "start")
+    data = tmp_path / "data"
+    data.mkdir()
+    pairs = [{"query": f"q {i}", "pos": [f"p {i}"], "neg": [f"n {i}"]} for i in range(6)]
+    (data / "a.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    (data / "b.jsonl").write_text("\n".join(json.dumps({"text": ["hello", f"there {i}"]}) for i in range(4)))
+    recipe("compare")(
+        model=str(tmp_path / "start"), data=str(data), evaluation=str(data), output=str(tmp_path / "out"), seeds=2,
+        max_steps=2, embedding_batch_size=4, generative_batch_size=2, bf16=False,
+    )  # fmt: skip
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    rows = [line.split("|")[1].strip() for line in table.splitlines()]
+    assert rows == ["run", "---", "before", "unified", "embedding only", "generation only"]
+    assert all(line.count("±") == (0 if "before" in line else 3) for line in table.splitlines()[2:])

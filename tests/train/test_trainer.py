@@ -199,3 +199,21 @@ def test_two_processes_train_as_one(tmp_path: Path, data: list[Any], monkeypatch
     for logged, again in in_processes(2, many, tmp_path / "again", given, checkpoint):
         np.testing.assert_allclose(logged, losses(alone), rtol=1e-5)
         assert torch.equal(again, found)
+
+
+def test_it_evaluates_while_it_trains_and_keeps_the_best(tmp_path: Path) -> None:
+    given = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "next_token_loss", "save_total_limit": 1}
+    config = settings(tmp_path, learning_rate=3e-2, **given, **best)
+    trainer = train(model(), DATA, config, evaluation=DATA)
+    logged = [entry["eval_next_token_loss"] for entry in trainer.state.log_history if "eval_next_token_loss" in entry]
+    assert len(logged) == 3
+    assert trainer.state.best_metric == min(logged)
+    place = tmp_path / f"checkpoint-{2 * (logged.index(min(logged)) + 1)}"
+    assert trainer.state.best_model_checkpoint == str(place)
+    assert place.is_dir()
+    assert trainer.evaluate()["eval_next_token_loss"] == pytest.approx(min(logged), rel=1e-5)
+    state = json.loads((place / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] in (None, str(place))
+    with pytest.raises(InputError, match="nothing to evaluate on"):
+        GritTrainer(model(), settings(tmp_path / "b"), DATA).evaluate()
