@@ -78,6 +78,12 @@ class Backbone:
             return None
         return int(window)
 
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The sliding window that the config states for each layer, None where it attends to everything."""
+        kinds = self.layer_types or ["sliding_attention"] * self.num_layers
+        return tuple(None if kind == "full_attention" else self.sliding_window for kind in kinds)
+
     def hidden(self, ids_T: Tensor, positions_T: Tensor, plan: Plan) -> Tensor:
         """Last hidden states [T, H] of a packed row."""
         out = self.base.get_decoder()(**self._inputs(ids_T, positions_T, plan))
@@ -252,7 +258,7 @@ def _check_windows(backbone: Backbone, plan: Plan) -> None:
         kind = backbone.layer_types[layer] if backbone.layer_types else None
         if kind not in (None, "full_attention", "sliding_attention"):
             raise UnsupportedModelError(f"{name}: layer {layer} is of the kind {kind!r}, which plans do not know")
-        stated = None if kind == "full_attention" else backbone.sliding_window
+        stated = backbone.windows[layer]
         if window != stated:
             raise UnsupportedModelError(
                 f"{name}: layer {layer} attends through a window of {window} and its config states {stated}"

@@ -164,6 +164,11 @@ class GritModel(nn.Module):
         return self._backbone.context_length
 
     @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The sliding window of every layer, None where there is none."""
+        return self._backbone.windows
+
+    @property
     def rope(self) -> Rope:
         """What moves documents after they were read. Raises UnsupportedModelError where the probe found none."""
         if self.probe.rope is None:

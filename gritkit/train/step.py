@@ -66,8 +66,8 @@ class StepLosses:
     router: Tensor | None = None
     masked: Tensor | None = None
     """Share of the pairs of query and passage that were left out, as false negatives or of queries that stay alone."""
-    tokens_twice: int = 0
-    """Tokens of this process whose forward pass was run twice."""
+    twice: tuple[Batch, ...] = ()
+    """Rows of this process whose forward pass was run twice."""
 
 
 class Halves(Protocol):
@@ -124,7 +124,7 @@ def unified_step(
     next_token = world.summed_tensor(step.next_token) if counted else None
     router = world.summed_tensor(step.router) if objective.router is not None and examples else None
     total = _total(objective, contrastive, next_token, router)
-    return StepLosses(total, contrastive, next_token, router, step.masked, step.tokens_twice)
+    return StepLosses(total, contrastive, next_token, router, step.masked, tuple(step.twice))
 
 
 def _total(
@@ -158,7 +158,7 @@ class _Step:
         self.zero = torch.zeros((), device=self.device)
         self.next_token = self.router = self.zero
         self.masked: Tensor | None = None
-        self.tokens_twice = 0
+        self.twice: list[Batch] = []
         self._backward = backward
         # FSDP2 gathers weights in every pass: all processes make the same ones
         sizes = [len(batch.embed_rows), len(batch.read_rows), len(batch.next_token_rows)]
@@ -243,7 +243,7 @@ class _TextPass:
         with torch.set_grad_enabled(keep):
             self.vectors, self._nll = self._run()
         if not keep:
-            step.tokens_twice += row.num_tokens
+            step.twice.append(row)
 
     def _run(self) -> tuple[Tensor, Tensor | None]:
         out = self._step.model(self._task, self._row)

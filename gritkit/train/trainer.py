@@ -12,12 +12,13 @@ import json
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
@@ -53,6 +54,8 @@ from gritkit.train.callbacks import LossCurves, Progress
 from gritkit.train.checkpoints import load_whole_state, staged_by_all, whole_state
 from gritkit.train.config import TrainConfig
 from gritkit.train.evaluation import HeldOut, evaluate, load_held_out
+from gritkit.train.failure import save_failed_batch
+from gritkit.train.figures import Figures, GradientHalves, ModelSize, matmul_rate, step_flops
 from gritkit.train.step import LossScale, Objective, StepLosses, unified_step
 from gritkit.train.world import World
 
@@ -138,9 +141,7 @@ class GritTrainer(Trainer):
         if config.plot:
             self.add_callback(LossCurves())
         self._stage: Path | None = None
-        self._figures = _Figures()
-        embeddings = model.lm.get_input_embeddings().weight.numel()  # type: ignore[operator]
-        self._parameters = sum(p.numel() for p in model.parameters()) - int(embeddings)
+        self._size = size_of(model)
         self._budget = budget = config.tokens_per_row or token_budget(config.device)
         place = (0, 1) if config.streaming else (self.world.rank, self.world.size)
         packing = _Packing(model, self.objective, place, budget)
@@ -165,6 +166,8 @@ class GritTrainer(Trainer):
     ) -> Tensor:
         """Gradients of one global batch; its total loss, detached, the same in every process."""
         model.train()
+        every = self.config.gradient_figures_steps
+        halves = GradientHalves(model.parameters()) if every and self.state.global_step % every == 0 else None
         losses = unified_step(
             model,
             inputs,
@@ -172,15 +175,29 @@ class GritTrainer(Trainer):
             self.accelerator.backward,
             world=self.world,
             grad_cache=self.config.grad_cache,
+            halves=halves,
         )
         if not math.isfinite(losses.total.item()):
-            raise GritkitError(
-                f"the loss is {losses.total.item()} at step {self.state.global_step + 1} "
-                f"(contrastive {_value(losses.contrastive)}, next token {_value(losses.next_token)}): "
-                "lower learning_rate, or look at the data; the last checkpoint is from before"
-            )
-        self._figures.add(losses, inputs)
+            self._fail(inputs, losses)
+        flops = step_flops(self._size, inputs, recompute=self.config.recompute, twice=losses.twice)
+        self._figures.add(losses, inputs, flops)
+        if halves is not None:
+            self._figures.note(halves.figures)
         return losses.total
+
+    def _fail(self, batch: PackedBatch, losses: StepLosses) -> None:
+        step = self.state.global_step + 1
+        told = {"contrastive": losses.contrastive, "next_token": losses.next_token, "router": losses.router}
+        figures = {name: str(value.item()) for name, value in told.items() if value is not None}
+        folder = self.run_folder / f"failed-step-{step}-process-{self.world.rank}"
+        backend = self.accelerator.unwrap_model(self.model).tokens.backend
+        decode = partial(backend.decode, skip_special_tokens=False)
+        save_failed_batch(folder, batch, {"step": step, "losses": figures}, decode)
+        raise GritkitError(
+            f"the loss is {losses.total.item()} at step {step} "
+            f"({', '.join(f'{name} {value}' for name, value in figures.items())}): its batch is in {folder}; "
+            "lower learning_rate, or look at the data; the last checkpoint is from before"
+        )
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -211,8 +228,8 @@ class GritTrainer(Trainer):
         return metrics
 
     def floating_point_ops(self, inputs: PackedBatch) -> int:  # type: ignore[override]
-        """Forward and backward: 6 a parameter and token, embeddings and attention itself left out."""
-        return 6 * self._parameters * inputs.num_tokens
+        """Forward and backward of the model, without what is run twice."""
+        return int(step_flops(self._size, inputs, recompute=False)[0])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds both losses and tokens/s (means since the last log) to what transformers logs."""
@@ -238,7 +255,6 @@ class GritTrainer(Trainer):
         if not resume_from_checkpoint:
             if newest is not None:
                 raise InputError(f"{newest} is of an earlier run: resume it, or choose another output folder")
-            self._figures = _Figures()
             return self._train(None, **kwargs)
         checkpoint = newest if resume_from_checkpoint is True else str(resume_from_checkpoint)
         if checkpoint is None or not (Path(checkpoint) / SAMPLER).is_file():
@@ -250,10 +266,11 @@ class GritTrainer(Trainer):
             )
         mixers = state["mixers"]
         self.mixer.load_state_dict(mixers[min(self.world.rank, len(mixers) - 1)])
-        self._figures = _Figures()
         return self._train(checkpoint, **kwargs)
 
     def _train(self, checkpoint: str | None, **kwargs: Any) -> Any:
+        dtype = torch.bfloat16 if self.args.bf16 else self.accelerator.unwrap_model(self.model).dtype
+        self._figures = Figures(self.world, matmul_rate(self.args.device, dtype))
         try:
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
@@ -333,29 +350,6 @@ class GritTrainer(Trainer):
         return str(self._stage or super()._get_output_dir(trial))
 
 
-class _Figures:
-    """Sums since the last log; kept on the device, read when they are logged."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
-        self._tokens = 0
-        self._since = time.perf_counter()
-
-    def add(self, losses: StepLosses, batch: PackedBatch) -> None:
-        for name, value in (("loss_contrastive", losses.contrastive), ("loss_next_token", losses.next_token)):
-            if value is not None:
-                self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._steps += 1
-        self._tokens += batch.num_tokens
-
-    def drain(self) -> dict[str, float]:
-        figures = {name: value.item() / max(1, self._steps) for name, value in self._sums.items()}
-        figures["tokens_per_second"] = self._tokens / max(1e-9, time.perf_counter() - self._since)
-        self.__init__()  # type: ignore[misc]
-        return figures
-
-
 def train(
     model: GritModel,
     data: Data,
@@ -381,6 +375,23 @@ def train(
     if save:
         trainer.save_model()
     return trainer
+
+
+def size_of(model: GritModel) -> ModelSize:
+    """What the model's operations are counted by; of a mixture's experts those that a token is sent to."""
+    config = model.config.get_text_config()
+    head, inputs = (getattr(model.lm, f"get_{side}_embeddings")() for side in ("output", "input"))
+    tied = head is None or head.weight is inputs.weight
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+    idle = 1 - getattr(config, "num_experts_per_tok", 1) / experts if experts > 1 else 0.0
+    parameters = sum(p.numel() * (1 - idle * ("experts" in name)) for name, p in model.named_parameters())
+    heads = config.num_attention_heads
+    return ModelSize(
+        parameters=int(parameters) - inputs.weight.numel() - (0 if tied else head.weight.numel()),
+        head=inputs.weight.numel() if head is None else head.weight.numel(),
+        attention=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
+        windows=model.windows,
+    )
 
 
 def lengths_for(model: GritModel, config: TrainConfig) -> Lengths:
@@ -461,7 +472,3 @@ def _freeze_untouched_head(model: GritModel) -> nn.Module | None:
         return None
     head.requires_grad_(False)
     return cast(nn.Module, head)
-
-
-def _value(loss: Tensor | None) -> str:
-    return "absent" if loss is None else f"{loss.item():.4g}"

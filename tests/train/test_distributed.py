@@ -23,6 +23,7 @@ from gritkit.data import tokenise as tokenised
 from gritkit.losses import InfoNCE, NextToken
 from gritkit.model import GritModel
 from gritkit.train import Objective, unified_step
+from gritkit.train.figures import GradientHalves
 from gritkit.train.world import World
 from tests.distributed import in_processes
 from tests.models import exact, gradients, language_model, tokenizer
@@ -182,3 +183,22 @@ def test_the_ratio_of_both_gradients_is_that_of_the_weights_or_of_the_original_c
         ratio = ((found - next_token) @ contrastive) / (contrastive @ contrastive)
         assert ratio.item() == pytest.approx(1 / size, rel=1e-10)
         assert (found - next_token - contrastive / size).norm() / contrastive.norm() < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_the_gradients_of_both_halves_are_measured_alike(kind: str) -> None:
+    mixed = drawn(made())
+
+    def one(size: int) -> dict[str, Tensor]:
+        model = wrapped(made(), kind, size) if size > 1 else made()
+        world = World.here()
+        work = pack_batch(share_of(mixed, OBJECTIVE.next_token.shares, world.rank, size), 64)
+        halves = GradientHalves(model.parameters())
+        unified_step(model, work, OBJECTIVE, backward, world=world, halves=halves)
+        return {"whole": gradients(model), **halves.figures}
+
+    expected = one(1)
+    assert -1 < expected["grad_cosine"] < 1
+    for found in in_processes(2, one, 2):
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)

@@ -154,8 +154,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     broken = model()
     with torch.no_grad():
         next(iter(broken.parameters())).fill_(float("nan"))
-    with pytest.raises(GritkitError, match="the loss is nan at step 1"):
+    with pytest.raises(GritkitError, match=r"the loss is nan at step 1 .*its batch is in .*failed-step-1-process-0"):
         train(broken, DATA, settings(tmp_path))
+    assert "question" in (tmp_path / "failed-step-1-process-0" / "batch.json").read_text()
+
+
+def test_the_gradients_of_both_halves_are_measured_every_few_steps(tmp_path: Path) -> None:
+    trainer = train(
+        model(), DATA, settings(tmp_path, max_steps=5, gradient_figures_steps=2, tokens_per_row=64), save=False
+    )
+    cosines = [entry.get("grad_cosine") for entry in trainer.state.log_history if "loss" in entry]
+    assert [cosine is not None for cosine in cosines] == [True, False, True, False, True]
+    assert all(-1 <= cosine <= 1 for cosine in cosines if cosine is not None)
+    entry = trainer.state.log_history[0]
+    assert entry["grad_norm_contrastive"] > 0 < entry["grad_norm_next_token"]
+    assert 0 < entry["flops_utilisation"] < entry["hardware_flops_utilisation"] < 2
+    assert 0 < entry["row_fill"] <= 1
 
 
 def test_bad_data_and_settings_are_refused_before_anything_trains(tmp_path: Path) -> None:

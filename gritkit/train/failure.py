@@ -1,0 +1,40 @@
+"""What is left of a batch whose loss is not finite: its tensors and texts on disk, to be looked at.
+
+This module knows nothing about models or the Trainer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from gritkit.batch import Batch
+from gritkit.data import PackedBatch
+from gritkit.files import staged_folder
+
+_ROWS = ("embed_rows", "read_rows", "next_token_rows")
+_TENSORS = ("ids_T", "positions_T", "lengths_S", "pool_mask_T", "loss_mask_T", "share_S")
+
+
+def save_failed_batch(
+    folder: Path, batch: PackedBatch, figures: Mapping[str, Any], decode: Callable[[Sequence[int]], str]
+) -> None:
+    """Write ``batch.safetensors`` (every row's ids, positions, lengths, masks and shares, as ``embed_rows.0.ids_T`` and
+    so on) and ``batch.json`` (``figures``, and each row's texts) to ``folder``, whole or not at all.
+    """
+    tensors: dict[str, Tensor] = {}
+    texts: dict[str, list[list[str]]] = {}
+    for kind in _ROWS:
+        rows: list[Batch] = getattr(batch, kind)
+        for number, row in enumerate(rows):
+            tensors |= {f"{kind}.{number}.{name}": getattr(row, name).contiguous() for name in _TENSORS}
+        texts[kind] = [[decode(ids.tolist()) for ids in row.ids_T.split(row.lengths_S.tolist())] for row in rows]
+    with staged_folder(folder) as stage:
+        (stage / "batch.safetensors").write_bytes(save(tensors))
+        told = {**figures, "texts": texts}
+        (stage / "batch.json").write_text(json.dumps(told, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,193 @@
+"""The figures of a run: losses, speed, how much of the machine is used, and whether the two jobs fight.
+
+This module knows nothing about models, data or the Trainer: plain numbers and gradients in, named figures out.
+
+Shapes: n tokens of a sequence, V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from gritkit.batch import Batch
+from gritkit.data import PackedBatch
+from gritkit.train.step import StepLosses
+from gritkit.train.world import World
+
+_MEASURED_S = 0.2
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What floating-point operations are counted by."""
+
+    parameters: int
+    """Those of the layers: without the embeddings and the output layer."""
+    head: int
+    """V * H of the output layer."""
+    attention: int
+    """Heads times head size."""
+    windows: tuple[int | None, ...]
+    """The sliding window of every layer, None where there is none."""
+
+    def forward_flops(self, row: Batch, *, causal: bool) -> float:
+        """Multiplications and additions of one forward pass over a packed row: 2 a parameter and token, 2 V H a target,
+        and 4 a head dimension and pair of query and key that sees it (Kaplan et al. 2020, arXiv 2001.08361, table 1,
+        with pairs counted)."""
+        lengths = row.lengths_S.tolist()
+        pairs = 0.0
+        for length, reads in zip(lengths, row.reads_S, strict=True):
+            before = sum(end - start for start, end in reads)
+            for window in self.windows:
+                pairs += _pairs(length, before, window, causal=causal or bool(reads))
+        targets = int(row.loss_mask_T.sum())
+        dense = self.parameters * sum(lengths) + self.head * targets
+        return float(2.0 * dense + 4.0 * self.attention * pairs)
+
+
+def _pairs(length: int, before: int, window: int | None, *, causal: bool) -> float:
+    """Pairs of a sequence's queries and the keys that they see in one layer."""
+    if not causal:
+        reach = length if window is None else min(length, window)
+        return float(length * length - (length - reach) * (length - reach + 1))
+    whole = length * before + length * (length + 1) / 2
+    if window is None or window >= before + length:
+        return whole
+    growing = max(0, min(length, window - before))  # queries that still see everything before them
+    return growing * before + growing * (growing + 1) / 2 + (length - growing) * window
+
+
+def step_flops(
+    size: ModelSize, batch: PackedBatch, *, recompute: bool, twice: Sequence[Batch] = ()
+) -> tuple[float, float]:
+    """(model, hardware) operations of a step in this process: forward and a backward of twice that; the hardware also
+    runs the rows of ``twice`` a second time, and every layer when activations are recomputed."""
+    texts = [size.forward_flops(row, causal=False) for row in (*batch.embed_rows, *batch.read_rows)]
+    forward = sum(texts) + sum(size.forward_flops(row, causal=True) for row in batch.next_token_rows)
+    again = sum(size.forward_flops(row, causal=False) for row in twice)
+    return 3 * forward, (4 if recompute else 3) * forward + again
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of this device's large matrix products in this dtype, the best of a few, within a fraction of
+    a second: what utilisation is a share of."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best, until = float("inf"), time.perf_counter() + _MEASURED_S
+    _ = a @ b
+    while time.perf_counter() < until:
+        _wait(device)
+        start = time.perf_counter()
+        _ = a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Figures:
+    """Sums since the last log; kept on the device, read when they are logged."""
+
+    def __init__(self, world: World, rate: float) -> None:
+        self._world, self._rate = world, rate
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._tokens = self._room = 0
+        self._model_flops = self._hardware_flops = 0.0
+        self._since = time.perf_counter()
+
+    def add(self, losses: StepLosses, batch: PackedBatch, flops: tuple[float, float]) -> None:
+        """One step of this process; ``flops`` as :func:`step_flops` gives them."""
+        told = {
+            "loss_contrastive": losses.contrastive,
+            "loss_next_token": losses.next_token,
+            "loss_router": losses.router,
+            "masked_negatives": losses.masked,
+        }
+        self.note({name: value for name, value in told.items() if value is not None})
+        self._tokens += batch.num_tokens
+        self._room += sum(max(row.num_tokens, batch.budget) for row in batch.rows)
+        self._model_flops += flops[0]
+        self._hardware_flops += flops[1]
+
+    def note(self, values: dict[str, Tensor]) -> None:
+        """Figures of one step, whose mean over the steps that have them is logged."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def drain(self) -> dict[str, float]:
+        """Means since the last call. ``tokens_per_second`` counts all processes; ``row_fill`` is the share of the rows'
+        room that holds tokens; utilisation is per device, a share of its measured rate of matrix products."""
+        figures = {name: total.item() / self._counts[name] for name, total in self._sums.items()}
+        seconds = max(1e-9, time.perf_counter() - self._since)
+        tokens, room = self._world.summed([self._tokens, self._room])
+        figures["tokens_per_second"] = tokens / seconds
+        figures["row_fill"] = tokens / max(1.0, room)
+        figures["flops_utilisation"] = self._model_flops / seconds / self._rate
+        figures["hardware_flops_utilisation"] = self._hardware_flops / seconds / self._rate
+        self._clear()
+        return figures
+
+
+class GradientHalves:
+    """The gradient norms of both halves of a step and their cosine: below 0, the two jobs pull against each other.
+
+    The first half's gradients are copied when they are there; the second half's are what came on top. Memory: one copy
+    of the gradients.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._first: list[Tensor | None] = []
+        self.figures: dict[str, Tensor] = {}
+
+    def after_first(self) -> None:
+        self._first = [None if p.grad is None else _local(p.grad).detach().clone() for p in self._parameters]
+
+    def after_all(self) -> None:
+        sums: Tensor | None = None
+        for parameter, first in zip(self._parameters, self._first, strict=True):
+            if parameter.grad is None:
+                continue
+            whole = _local(parameter.grad).detach().flatten()
+            own = torch.zeros_like(whole) if first is None else first.flatten()
+            other = whole - own
+            dtype = torch.promote_types(whole.dtype, torch.float32)
+            parts = torch.stack([_dot(x, y, dtype) for x, y in ((own, own), (other, other), (own, other))])
+            sums = parts if sums is None else sums + parts
+        self._first = []
+        if sums is None:
+            return
+        if any(isinstance(parameter, DTensor) for parameter in self._parameters):
+            dist.all_reduce(sums)
+        first_squared, second_squared, dot = sums.unbind()
+        self.figures = {
+            "grad_norm_contrastive": first_squared.sqrt(),
+            "grad_norm_next_token": second_squared.sqrt(),
+            "grad_cosine": dot / (first_squared * second_squared).sqrt().clamp_min(torch.finfo(dot.dtype).tiny),
+        }
+
+
+def _local(gradient: Tensor) -> Tensor:
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+
+
+def _dot(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.dot(a.to(dtype), b.to(dtype))
