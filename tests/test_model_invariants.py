@@ -16,16 +16,19 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gritkit.batch import pack
+from gritkit.batch import Reading, pack, pack_readings
 from gritkit.config import EmbeddingConfig, Pooling
-from gritkit.embedding import embed_sequences
+from gritkit.embedding import batch_plan, embed_sequences
 from gritkit.errors import InputError
+from gritkit.generation.decoder import Request
+from gritkit.generation.params import SamplingParams
 from gritkit.model import GritModel
 from gritkit.plan import Plan, Segment
 from gritkit.tokens import TokenSeq, sequence
 from tests import padded
 from tests.models import (
     ARCHITECTURES,
+    MOVABLE,
     TEXTS,
     VOCABULARY,
     WINDOW,
@@ -352,3 +355,26 @@ def test_a_row_without_targets_has_no_loss() -> None:
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(InputError, match="'both' is none of"):
         shared_model()("both", pack(examples(1)))
+
+
+@pytest.mark.parametrize("name", MOVABLE)
+def test_answers_are_trained_on_exactly_what_serving_reads(name: str) -> None:
+    """What a model writes greedily from cached documents is the likeliest token everywhere in the row of training."""
+    model = shared_model(name)
+    texts = [*TEXTS[:3]]
+    _, caches = model.read(texts)
+    question = model.tokens.question_prompt("what is read?")
+    params = SamplingParams(max_new_tokens=6, temperature=0.0)
+    written = model.generate([Request(question, params, caches)])[0].token_ids
+    documents = model.tokens.to_embed(texts, "passage", None, 64, truncate=False)
+    answer = sequence([*question, *written], loss=[False] * len(question) + [True] * len(written))
+    row = pack_readings([Reading(documents, answer)], len(model.tokens.bos_ids))
+    places = row.loss_mask_T.nonzero()[:, 0]
+    with torch.no_grad():
+        plan = batch_plan(row, model.embedding_config)
+        logits = model._backbone.logits(row.ids_T, row.positions_T, plan, places - 1)
+        vectors, nll = model("read", row)
+    assert logits.argmax(-1).tolist() == list(written)
+    expected = -logits.double().log_softmax(-1)[torch.arange(len(places)), row.ids_T[places]].sum()
+    torch.testing.assert_close(nll.double(), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(vectors.numpy(), model.embed(texts), atol=1e-5)

@@ -38,7 +38,8 @@ from gritkit.train.world import RandomState, World, reduced
 Backward = Callable[[Tensor], None]
 LossScale = Literal["exact", "gritlm"]
 _NO_QUERY = -1
-_BLOCK = 1024  # queries whose similarities to all passages exist at once
+# Similarities of queries and passages that exist at once, so that their matrix takes less than a pass of the model.
+_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,10 +289,11 @@ class _Blocks:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(summed loss of a block, number of pairs left out in it)."""
-        for start in range(0, len(self._queries_QH), _BLOCK):
-            asked = self._asked.block(start, start + _BLOCK).to(self._device)
+        size = max(1, _BLOCK.get(self._device.type, 1 << 20) // self.num_passages)
+        for start in range(0, len(self._queries_QH), size):
+            asked = self._asked.block(start, start + size).to(self._device)
             excluded_QP = self._loss.excluded(asked, self._offered)
-            queries_QH = self._queries_QH[start : start + _BLOCK]
+            queries_QH = self._queries_QH[start : start + size]
             yield self._loss(queries_QH, self._passages_PH, asked.positive_Q, excluded_QP), excluded_QP.sum()
 
     def return_gradients(self) -> None:

@@ -192,7 +192,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     work = packed(model, mixed(model, RECORDS + CHATS), 64)
     whole = unified_step(model, work, OBJECTIVE, backward)
     wanted = gradients(model)
-    monkeypatch.setattr(step_module, "_BLOCK", 1)
+    monkeypatch.setattr(step_module, "_BLOCK", {"cpu": 1})
     blocks = unified_step(model, work, OBJECTIVE, backward)
     torch.testing.assert_close(blocks.total, whole.total, rtol=1e-13, atol=0)
     assert (gradients(model) - wanted).norm() / wanted.norm() < 1e-13

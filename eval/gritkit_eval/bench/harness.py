@@ -92,6 +92,16 @@ class Running:
             self._process.communicate(timeout=60)
 
 
+def fastest(running: Running, tries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The options with which a contestant is fastest here, each loaded in turn and run once after a warm-up."""
+    seconds = []
+    for options in tries:
+        running.ask(load=options)
+        running.ask(run=True)
+        seconds.append(float(running.ask(run=True)["seconds"]))
+    return tries[seconds.index(min(seconds))]
+
+
 def interleave(running: Sequence[Running], rounds: int) -> dict[str, Timing]:
     """One uncounted run each, then ``rounds`` counted ones in rotating order."""
     seconds: dict[str, list[float]] = {each.contestant.name: [] for each in running}
