@@ -288,12 +288,19 @@ def _is_gate(module: nn.Module, experts: int | None) -> bool:
 
 
 def _keep_differentiable(lm: nn.Module) -> None:
-    """4-bit layers on a CPU with AVX512-BF16: bitsandbytes packs them anew when they first infer (the probe at load
-    does), and a packed layer passes no gradient to its input, with a warning at most."""
+    """Let 4-bit layers pass gradients on a CPU with AVX512-BF16.
+
+    bitsandbytes packs a layer anew when it first infers (the probe at load does), and a packed layer passes no gradient
+    to its input, with a warning at most. Its way back, which ``state_dict()`` takes for want of a function, forgets to
+    turn the scales of blocks as they were (0.50): without that the weights would be off by a quarter.
+    """
     for module in lm.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-            module.state_dict()  # unpacks the layer itself, for want of a function that does
+            module.state_dict()
+            state: Any = getattr(module.weight, "quant_state", None)
+            if state is not None and state.absmax.dim() == 2:
+                state.absmax = state.absmax.T.reshape(-1).float()
 
 
 def _quantization(model: GritModel) -> Literal["int8", "int4"] | None:
