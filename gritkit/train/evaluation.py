@@ -4,16 +4,20 @@
     {"sentence1", "sentence2", "score"}  Spearman's correlation of cosine and score
     {"text"} or {"messages"}             mean negative log-likelihood of a target token, in nats
 
+A query's own words are no passage of it; sentences may be ``[instruction, text]``. Losses are the better the lower, all
+else the higher, which transformers' ``metric_for_best_model`` takes from the name.
+
 Every pass goes through the root, ``forward(task, row)``, and all processes make the same ones: so it is right under DDP
 and FSDP2 too. This module knows nothing about training.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, cast
@@ -24,10 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gritkit.batch import pack, rows_of
-from gritkit.data import Data, EmbeddingRecord, GenerativeRecord, Lengths, Source, load, tokenise
-from gritkit.data.reading import file_rows, located
+from gritkit.data import Data, EmbeddingRecord, Lengths, Source, Text, load, tokenise
+from gritkit.data.reading import Sources, data_set, file_rows, located, sorted_kinds
 from gritkit.data.sources import Problems, bare_name
-from gritkit.data.tokenised import TokenisedData
+from gritkit.data.tokenised import EmbeddingRow, TextTable
 from gritkit.errors import InputError, RecordError
 from gritkit.metrics import mrr_at_k, ndcg_at_k, recall_at_k, spearman
 from gritkit.search import top_k
@@ -48,12 +52,18 @@ class Retrieval:
     passages: list[TokenSeq]
     relevant: list[set[int]]
     """For each query the passages that answer it."""
+    own: list[set[int]]
+    """For each query the passages that are its own words: they are nothing to be found, and left out."""
 
     def measure(self, embed: Embed, likelihood: Likelihood) -> dict[str, float]:
         vectors = embed([*self.queries, *self.passages])
-        _, found = top_k(vectors[: len(self.queries)], vectors[len(self.queries) :], _DEPTH)
-        graded = [dict.fromkeys(relevant, 1.0) for relevant in self.relevant]
-        rankings = [ranking.tolist() for ranking in found]
+        depth = _DEPTH + max(map(len, self.own))
+        _, found = top_k(vectors[: len(self.queries)], vectors[len(self.queries) :], depth)
+        graded = [dict.fromkeys(relevant - own, 1.0) for relevant, own in zip(self.relevant, self.own, strict=True)]
+        rankings = [
+            [place for place in places if place not in own]
+            for places, own in zip(found.tolist(), self.own, strict=True)
+        ]
         metrics = {"ndcg_at_10": ndcg_at_k, "recall_at_10": recall_at_k, "mrr_at_10": mrr_at_k}
         return {
             name: mean(metric(ranking, grades, _DEPTH) for ranking, grades in zip(rankings, graded, strict=True))
@@ -73,7 +83,8 @@ class Similarity:
     def measure(self, embed: Embed, likelihood: Likelihood) -> dict[str, float]:
         vectors = embed([*self.first, *self.second])
         cosines = (vectors[: len(self.first)] * vectors[len(self.first) :]).sum(1)
-        return {"spearman": spearman(cosines, self.scores)}
+        correlation = spearman(cosines, self.scores)
+        return {"spearman": 0.0 if math.isnan(correlation) else correlation}  # one cosine for all pairs: no order
 
 
 @dataclass(frozen=True)
@@ -98,21 +109,22 @@ def load_held_out(data: Data, tokens: Tokens, lengths: Lengths) -> HeldOut:
         RecordError: naming file and line of every record that cannot be used. InputError: where there are none.
     """
     problems = Problems("nothing was measured")
-    result: HeldOut = []
-    if isinstance(data, (str, os.PathLike)):
-        for place in located(data):
-            rows = _similarity_rows(place) if isinstance(place, Path) and place.is_file() else None
-            if rows is None:
-                result += _of_sources(load(place), tokens, lengths)
-            else:
-                result += _similarity(bare_name(cast(Path, place).name), rows, tokens, lengths, problems)
-    else:
-        records = list(data)
-        pairs = [(place, row) for place, row in enumerate(records) if _is_similarity(row)]
-        others = [row for row in records if not _is_similarity(row)]
-        result += _similarity("records", pairs, tokens, lengths, problems) if pairs else []
-        result += _of_sources(load(others), tokens, lengths) if others else []
-    problems.check()
+    files = _read(data, problems)
+    for source in (source for file in files for source in file.sources):
+        if source.kind == "embedding":
+            _check_findable(cast("Source[EmbeddingRecord]", source), problems)
+    names = _names([file.name for file in files])
+    similar = [_similarity(file, name, tokens, lengths, problems) for file, name in zip(files, names, strict=True)]
+    result: HeldOut = [one for one in similar if one is not None]
+    sources = [source for file in files for source in file.sources]
+    tokenised = tokenise(sources, tokens, lengths, problems=problems)
+    rows, examples = iter(tokenised.embedding), iter(tokenised.generative)
+    for name, source in [(name, source) for name, file in zip(names, files, strict=True) for source in file.sources]:
+        if source.kind == "embedding":
+            queries = cast("Source[EmbeddingRecord]", source).records
+            result.append(_retrieval(name, queries, next(rows)[1], tokenised.texts))
+        else:
+            result.append(Likelihoods(name, [next(examples) for _ in source.records]))
     if not result:
         raise InputError("evaluation is empty: there is nothing to measure")
     return result
@@ -148,71 +160,143 @@ def evaluate(model: nn.Module, held_out: HeldOut, budget: int) -> dict[str, floa
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    before = model.training
+    before = {module: module.training for module in model.modules()}  # a part may be kept from training
     model.eval()
     try:
         yield
     finally:
-        model.train(before)
+        for module, trains in before.items():
+            module.training = trains
 
 
-def _of_sources(
-    sources: Sequence[Source[EmbeddingRecord] | Source[GenerativeRecord]], tokens: Tokens, lengths: Lengths
-) -> HeldOut:
-    result: HeldOut = []
+# -- reading -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _File:
+    """What one file holds: records of one kind, or pairs of sentences with their lines."""
+
+    name: str
+    sources: Sources = field(default_factory=list)
+    pairs: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
+
+
+def _read(data: Data, problems: Problems) -> list[_File]:
+    if isinstance(data, (str, os.PathLike)):
+        return [_from_place(place, problems) for place in located(data)]
+    if isinstance(data, (bytes, Mapping)) or not isinstance(data, Iterable):
+        raise InputError(f"evaluation must be a path, a data set's id or records, not {type(data).__name__}")
+    records = list(data)
+    if records and all(isinstance(item, Source) for item in records):
+        return [_File(source.name, _without_answers([source])) for source in load(records)]
+    return [_sorted("records", enumerate(records), problems, one_kind=False)] if records else []
+
+
+def _from_place(place: Path | str, problems: Problems) -> _File:
+    name = place if isinstance(place, str) else place.name
+    rows = file_rows(place) if isinstance(place, Path) and place.is_file() else enumerate(data_set(place))
+    before = problems.total
+    file = _sorted(name, rows, problems, one_kind=True)
+    if file.pairs and file.sources:
+        line, kind = file.pairs[0][0], file.sources[0].kind
+        problems.add(f"{name}:{line}", f"a pair of sentences in a file of the {kind} kind")
+        return replace(file, pairs=[])
+    if not file.pairs and not file.sources and problems.total == before:
+        problems.add(name, "there are no records in it")
+    return file
+
+
+def _sorted(name: str, rows: Iterable[tuple[int, Any]], problems: Problems, *, one_kind: bool) -> _File:
+    pairs: list[tuple[int, Mapping[str, Any]]] = []
+
+    def others() -> Iterator[tuple[int, Any]]:
+        for line, row in rows:
+            if isinstance(row, Mapping) and ("sentence1" in row or "sentence2" in row):
+                pairs.append((line, row))
+            else:
+                yield line, row
+
+    return _File(name, _without_answers(sorted_kinds(name, others(), problems, one_kind=one_kind)), pairs)
+
+
+def _without_answers(sources: Sources) -> Sources:
+    """Nothing is measured of what an embedding record's query is answered with."""
+    result: Sources = []
     for source in sources:
-        tokenised = tokenise([source], tokens, lengths)
-        name = bare_name(source.name)
-        result.append(Likelihoods(name, tokenised.generative) if tokenised.generative else _retrieval(name, tokenised))
+        if source.kind == "embedding":
+            asked = cast("Source[EmbeddingRecord]", source)
+            result.append(replace(asked, records=[replace(record, answer=None) for record in asked.records]))
+        else:
+            result.append(source)
     return result
 
 
-def _retrieval(name: str, data: TokenisedData) -> Retrieval:
+def _names(wholes: Sequence[str]) -> list[str]:
+    """What the files are called in metrics: without their suffixes, unless two would then be one."""
+    bare = [bare_name(whole) for whole in wholes]
+    names = [whole if bare.count(short) > 1 else short for whole, short in zip(wholes, bare, strict=True)]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two held-out sets are called {name!r}: their metrics would be one")
+    return names
+
+
+# -- texts and conversations -------------------------------------------------------------------------------------
+
+
+def _check_findable(source: Source[EmbeddingRecord], problems: Problems) -> None:
+    for index, record in enumerate(source.records):
+        if all(text.text.strip() == record.query.text.strip() for text in record.pos):
+            problems.add(source.where(index), "pos holds nothing but the query itself: there is nothing to find")
+
+
+def _retrieval(
+    name: str, records: Sequence[EmbeddingRecord], rows: Sequence[EmbeddingRow], texts: TextTable
+) -> Retrieval:
     """Passages that read alike are one, so that no query is failed by a copy of its answer."""
-    (_, rows), words = data.embedding[0], data.texts.words
     places: dict[int, int] = {}
+    spelled: dict[str, set[int]] = {}
     passages: list[TokenSeq] = []
-    for number in (number for row in rows for number in (*row.pos, *row.neg)):
-        if places.setdefault(int(words[number]), len(passages)) == len(passages):
-            passages.append(data.texts.sequences[number])
+    for record, row in zip(records, rows, strict=True):
+        given = zip((*record.pos, *record.neg), (*row.pos, *row.neg), strict=True)
+        for text, number in given:
+            place = places.setdefault(int(texts.words[number]), len(passages))
+            if place == len(passages):
+                passages.append(texts.sequences[number])
+            spelled.setdefault(text.text.strip(), set()).add(place)
     relevant: dict[int, set[int]] = {}
-    for row in rows:  # a query that is asked twice has the answers of both
-        relevant.setdefault(row.query, set()).update(places[int(words[number])] for number in row.pos)
-    return Retrieval(name, [data.texts.sequences[query] for query in relevant], passages, list(relevant.values()))
+    own: dict[int, set[int]] = {}
+    for record, row in zip(records, rows, strict=True):  # a query that is asked twice has the answers of both
+        relevant.setdefault(row.query, set()).update(places[int(texts.words[number])] for number in row.pos)
+        own[row.query] = spelled.get(record.query.text.strip(), set())
+    queries = [texts.sequences[query] for query in relevant]
+    return Retrieval(name, queries, passages, list(relevant.values()), list(own.values()))
 
 
 # -- pairs of sentences ------------------------------------------------------------------------------------------
 
 
-def _is_similarity(row: Any) -> bool:
-    return isinstance(row, Mapping) and "sentence1" in row
-
-
-def _similarity_rows(path: Path) -> Iterator[tuple[int, Any]] | None:
-    """The rows of a file of sentence pairs; None for a file of something else."""
-    first = next(file_rows(path), None)
-    return file_rows(path) if first is not None and _is_similarity(first[1]) else None
-
-
-def _similarity(name: str, rows: Any, tokens: Tokens, lengths: Lengths, problems: Problems) -> list[Similarity]:
+def _similarity(file: _File, name: str, tokens: Tokens, lengths: Lengths, problems: Problems) -> Similarity | None:
+    """The pairs of a file; None where it has none. Both sentences are embedded alike, as queries are (so E5 and
+    instructions have it), and may be as long as passages: some sets pair articles."""
     sentences: tuple[list[TokenSeq], list[TokenSeq]] = ([], [])
     scores: list[float] = []
-    for line, row in rows:
+    for line, row in file.pairs:
         try:
-            if isinstance(row, RecordError):
-                raise row
-            score = row["score"] if _is_similarity(row) else None
-            if isinstance(score, bool) or not isinstance(score, (int, float)):
-                raise RecordError(
-                    f"a pair of sentences needs sentence1, sentence2 and a score that is a number: {row!r:.80}"
-                )
-            pair = tokens.to_embed(
-                [row["sentence1"], row.get("sentence2")], "passage", None, lengths.passage, truncate=True
-            )
-        except (InputError, RecordError, KeyError) as error:
-            problems.add(f"{name}:{line}", f"no {error}" if isinstance(error, KeyError) else str(error))
-            continue
-        for side, sentence in zip(sentences, pair, strict=True):
-            side.append(sentence)
-        scores.append(float(score))
-    return [Similarity(name, *sentences, scores)] if scores else []
+            scores.append(_score(row.get("score")))
+            for side, column in zip(sentences, ("sentence1", "sentence2"), strict=True):
+                instruction, text = Text.of(row.get(column), column)
+                side += tokens.to_embed([text], "query", instruction, lengths.passage, truncate=True)
+        except (InputError, RecordError) as error:
+            problems.add(f"{file.name}:{line}", str(error).replace("text 0", "a sentence", 1))
+    if not file.pairs:
+        return None
+    if len(set(scores)) == 1:
+        problems.add(file.name, f"no pair has another score than {scores[0]:g}: there is no order to agree with")
+    return Similarity(name, *sentences, scores)
+
+
+def _score(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RecordError(f"a pair of sentences needs a score that is a finite number, not {value!r:.40}")
+    return float(value)
