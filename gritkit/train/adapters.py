@@ -67,7 +67,7 @@ def add_lora(
     """
     from peft import LoraConfig, get_peft_model
 
-    if _has_adapter(model):
+    if has_adapter(model):
         raise InputError("the model has an adapter already: merge it first with model.merge_adapter()")
     if r < 1 or not alpha > 0 or not 0 <= dropout < 1:
         raise InputError(f"r={r} must be at least 1, alpha={alpha} above 0 and dropout={dropout} from 0 to below 1")
@@ -92,6 +92,11 @@ def add_lora(
         _hold(model, get_peft_model(cast(Any, model.lm), config, autocast_adapter_dtype=fp32))
 
 
+def has_adapter(model: GritModel) -> bool:
+    """Whether there is an adapter on the model."""
+    return hasattr(model.lm, "peft_config")
+
+
 def save_adapter(
     model: GritModel, folder: str | os.PathLike[str], *, state_dict: dict[str, Tensor] | None = None
 ) -> None:
@@ -102,7 +107,7 @@ def save_adapter(
     Raises:
         InputError: where there is no adapter. CheckpointError: where the folder holds something else.
     """
-    if not _has_adapter(model):
+    if not has_adapter(model):
         raise InputError("the model has no adapter to save: add_lora(model) puts one on it")
     target = resolve(folder)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / ADAPTER_CONFIG).is_file())):
@@ -124,7 +129,7 @@ def load_adapter_weights(model: GritModel, folder: str | os.PathLike[str]) -> No
     """
     from peft import set_peft_model_state_dict
 
-    if not _has_adapter(model):
+    if not has_adapter(model):
         raise InputError("the model has no adapter to load weights into: add_lora(model) puts one on it")
     path = resolve(folder)
     _check_adapter(path)
@@ -181,6 +186,23 @@ def load_adapted(
     return GritModel(lm.eval(), loaded.tokenizer, config, writes=loaded.writes)
 
 
+def save_merged(
+    model: GritModel, adapter: str | os.PathLike[str], folder: str | os.PathLike[str], texts: Sequence[str]
+) -> None:
+    """The model with its saved adapter merged, as a folder that everything loads, once :func:`check_merge` agrees on
+    ``texts``; of a quantised base the weights that quantising left, in bf16.
+
+    Raises:
+        GritkitError: where adapter and merged model differ.
+    """
+    check_merge(model, adapter, texts)
+    quantization = _quantization(model)
+    dtype = model.dtype if quantization is None else torch.bfloat16
+    merged = load_adapted(adapter, dtype=dtype, device="cpu", quantization=quantization, dequantize=True)
+    merged.merge_adapter()
+    merged.save_pretrained(folder)
+
+
 @torch.inference_mode()
 def check_merge(
     model: GritModel,
@@ -217,10 +239,6 @@ def check_merge(
             largest = max(largest, difference)
         other.merge_adapter()
     return largest
-
-
-def _has_adapter(model: GritModel) -> bool:
-    return hasattr(model.lm, "peft_config")
 
 
 def _hold(model: GritModel, lm: nn.Module) -> None:

@@ -50,6 +50,7 @@ from gritkit.files import resolve, write_atomic
 from gritkit.losses import InfoNCE, NextToken
 from gritkit.losses.next_token import Reduction
 from gritkit.model import GritModel
+from gritkit.train.adapters import has_adapter, load_adapter_weights, save_adapter
 from gritkit.train.callbacks import LossCurves, Progress
 from gritkit.train.checkpoints import load_whole_state, staged_by_all, whole_state
 from gritkit.train.config import TrainConfig
@@ -282,7 +283,11 @@ class GritTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Weights by gritkit's own loader, into the model that is there."""
-        lm = self.accelerator.unwrap_model(model or self.model).lm
+        root = self.accelerator.unwrap_model(model or self.model)
+        if has_adapter(root):
+            load_adapter_weights(root, resume_from_checkpoint)
+            return
+        lm = root.lm
         saved = load_checkpoint(
             resume_from_checkpoint,
             dtype=lm.dtype,
@@ -296,15 +301,19 @@ class GritTrainer(Trainer):
         load_whole_state(lm, saved.state_dict())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """A model folder that everything loads; ``model`` in the run's folder unless another is named.
+        """A model folder that everything loads, ``model`` in the run's folder unless another is named; of a model with
+        an adapter the adapter alone, ``adapter``.
 
         Every process must call it; the first one writes."""
+        model = self.accelerator.unwrap_model(self.model)
+        adapted = has_adapter(model)
         folder = resolve(output_dir or self.run_folder)
         if folder == self.run_folder:  # a saved model replaces its folder, and the run lives in this one
-            folder = folder / "model"
-        model = self.accelerator.unwrap_model(self.model)
+            folder = folder / ("adapter" if adapted else "model")
         state = whole_state(model.lm)
-        if self.args.should_save:
+        if self.args.should_save and adapted:
+            save_adapter(model, folder, state_dict=state)
+        elif self.args.should_save:
             model.save_pretrained(folder, state_dict=state)
         self.world.wait()
         if self.args.push_to_hub and not _internal_call:

@@ -7,20 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from gritkit.model import GritModel
-from tests.models import grit_model
+from tests.models import config_of, grit_model, tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 COMMON = {"model": str, "data": str, "output": str, "evaluation": str | None, "max_steps": int, "learning_rate": float}
 PAIRS = {"embedding_batch_size": int}
 CHATS = {"generative_batch_size": int}
 REST = {"max_length": int, "bf16": bool, "recompute": bool, "save_steps": int, "seed": int, "resume": bool}
+LORA = {"r": int, "alpha": float, "dropout": float}
 OPTIONS: dict[str, dict[str, Any]] = {
     "grit": COMMON | PAIRS | CHATS | REST,
     "embedding_only": COMMON | PAIRS | REST,
     "generation_only": COMMON | CHATS | REST,
     "grit_causal": COMMON | PAIRS | CHATS | REST,
+    "grit_lora": COMMON | PAIRS | CHATS | REST | LORA,
+    "grit_qlora": COMMON | PAIRS | CHATS | REST | LORA,
     "grit_rag": COMMON | PAIRS | CHATS | {"num_documents": int} | REST,
 }
 
@@ -39,7 +44,14 @@ def test_options_stay_few_and_plain(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_recipes_run_end_to_end(name: str, tmp_path: Path) -> None:
-    grit_model("mistral_window", prompt_format="plain").save_pretrained(tmp_path / "start")
+    if name == "grit_qlora":
+        pytest.importorskip("bitsandbytes")
+        wide = config_of("llama", hidden_size=128, intermediate_size=256, head_dim=32)  # 4-bit blocks are of 64 weights
+        torch.manual_seed(0)
+        start = GritModel.from_parts(AutoModelForCausalLM.from_config(wide), tokenizer())
+    else:
+        start = grit_model("mistral_window", prompt_format="plain")
+    start.save_pretrained(tmp_path / "start")
     data = tmp_path / "data"
     data.mkdir()
     pairs: list[dict[str, Any]] = [{"query": f"q {i}", "pos": [f"p {i}"], "neg": [f"n {i}"]} for i in range(6)]
@@ -53,7 +65,8 @@ def test_recipes_run_end_to_end(name: str, tmp_path: Path) -> None:
     options |= {"model": str(tmp_path / "start"), "data": str(data), "output": str(run), "bf16": False}
     options |= {"learning_rate": 1e-3, "recompute": True, "evaluation": str(data)}
     recipe(name)(max_steps=2, save_steps=2, **options)
-    assert sorted(file.name for file in run.iterdir()) == ["checkpoint-2", "losses.png", "model"]
+    written = ["adapter"] if "lora" in name else []
+    assert sorted(file.name for file in run.iterdir()) == [*written, "checkpoint-2", "losses.png", "model"]
     saved = GritModel.from_pretrained(run / "model", device="cpu")
     assert saved.embedding_config.prompt_format == "grit"
     causal = name in ("generation_only", "grit_causal")
