@@ -4,6 +4,7 @@
                  (+ answer, query_id, pos_ids, neg_ids, pos_scores, neg_scores, task, label)
     generative   {"text": str | [user, assistant, user, assistant, ...]}
                  or {"messages": [{"role", "content"}, ...]}
+                 or {"instruction": str, "input": str, "output": str}   (Alpaca's form; input may be absent)
 
 The entries of ``pos`` and ``neg`` are strings or ``[instruction, text]`` too. An ``answer`` to the query is trained on
 as well, written after reading the record's passages. Ids (strings or integers, 7 and "7" being the same) are the data
@@ -136,8 +137,21 @@ def parse_record(row: Any) -> Record:
             if column == "messages" and isinstance(row[column], str):
                 raise RecordError(f"messages is a string, not a list of messages: {row[column]!r:.80}")
             return GenerativeRecord.of(row[column])
+    if row.get("instruction") is not None and row.get("output") is not None:
+        return GenerativeRecord.of(_alpaca_turns(row))
     columns = ", ".join(str(name) for name in list(row)[:8]) or "none"
-    raise RecordError(f"the record has neither query and pos, nor text, nor messages (its columns: {columns})")
+    raise RecordError(
+        "the record has neither query and pos, nor text, nor messages, nor instruction and output "
+        f"(its columns: {columns})"
+    )
+
+
+def _alpaca_turns(row: Mapping[str, Any]) -> list[str]:
+    """The user's turn, instruction and input with an empty line between, and the answer."""
+    asked = [row["instruction"], row.get("input") or ""]
+    if not all(isinstance(part, str) for part in (*asked, row["output"])):
+        raise RecordError(f"instruction, input and output must be strings: {dict(row)!r:.80}")
+    return ["\n\n".join(part for part in asked if part.strip()), row["output"]]
 
 
 def _embedding(row: Mapping[str, Any]) -> EmbeddingRecord:

@@ -95,3 +95,14 @@ def test_bad_records_say_what_is_wrong(row: Any, message: str) -> None:
 def test_a_generative_record_is_one_of_two() -> None:
     with pytest.raises(RecordError, match="either messages or a text"):
         GenerativeRecord()
+
+
+def test_records_of_alpacas_form() -> None:
+    record = parse_record({"instruction": "Add them.", "input": "1 and 2", "output": "3", "category": "math"})
+    assert record == GenerativeRecord.of(["Add them.\n\n1 and 2", "3"])
+    for row in ({"instruction": "Say hi.", "output": "hi"}, {"instruction": "Say hi.", "input": "", "output": "hi"}):
+        assert parse_record(row) == GenerativeRecord.of(["Say hi.", "hi"])
+    with pytest.raises(RecordError, match="must be strings"):
+        parse_record({"instruction": ["a"], "output": "b"})
+    with pytest.raises(RecordError, match="the answer of turn 0 is empty"):
+        parse_record({"instruction": "a", "output": " "})
