@@ -50,7 +50,7 @@ def test_generative_forms() -> None:
     [
         ([], "is list, not an object"),
         ({}, "its columns: none"),
-        ({"instruction": "x", "output": "y"}, "its columns: instruction, output"),
+        ({"instruction": "x", "answer": "y"}, "its columns: instruction, answer"),
         ({"query": "q"}, "has no pos"),
         ({"pos": ["p"]}, "has no query"),
         ({"query": "q", "pos": []}, "pos is empty"),
