@@ -37,11 +37,15 @@ def open_model(
 
 
 def quiet_libraries() -> None:
-    """transformers: errors only, no bars while loading. Downloads from the hub keep theirs."""
+    """transformers and bitsandbytes (which peft imports where it is installed): errors only, no bars while loading.
+    Downloads from the hub keep theirs."""
+    import logging as standard
+
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    standard.getLogger("bitsandbytes").setLevel(standard.ERROR)
     logging.disable_progress_bar()
     if sys.stderr.isatty():
         enable_progress_bars()
