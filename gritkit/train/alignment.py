@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -153,7 +154,7 @@ def _arguments(method: Method, folder: Path, recompute: bool, settings: Mapping[
     kind = _trl().DPOConfig if method == "dpo" else _trl().KTOConfig
     known = set(kind.__dataclass_fields__)
     given: dict[str, Any] = {"report_to": "none", "save_strategy": "no", "logging_steps": 1}
-    given |= settings
+    given |= {"dataloader_pin_memory": torch.cuda.is_available(), **settings}
     name = "activation" if "activation_checkpointing" in known else "gradient"  # of transformers before 5.23
     decided: dict[str, Any] = {
         "output_dir": str(folder),
