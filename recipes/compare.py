@@ -58,6 +58,7 @@ def main(
                 passage_max_length=longest,
                 generative_max_length=longest,
                 bf16=bf16,
+                grad_cache=False,
                 save_strategy="no",
                 logging_steps=10,
                 seed=seed,

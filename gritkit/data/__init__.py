@@ -4,7 +4,8 @@
     tokenise(sources, tokens, lengths) -> TokenisedData                             masks decided here, once
     Mixer(data, ...) -> MixedBatch                                                  shuffled, seeded, resumable
     StreamMixer(path | hub id, tokens, lengths, ...) -> MixedBatch                  the same, of data larger than memory
-    pack_batch(mixed, budget) -> PackedBatch                                        one row is one pass of the model
+    share_of(mixed, shares, rank, world_size) -> Share                              what one process does of it
+    pack_batch(share, budget) -> PackedBatch                                        one row is one pass of the model
 
 This package knows nothing about models, losses or training loops.
 """

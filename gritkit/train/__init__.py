@@ -2,7 +2,11 @@
 
     train(model, data, TrainConfig(output_dir=..., max_steps=...))
 
-The step itself is ``gritkit.train.step.unified_step``; ``GritTrainer`` puts transformers' Trainer around it.
+    step         unified_step: one global batch -> both losses and their exact gradients
+    world        the processes that train together
+    trainer      GritTrainer: transformers' Trainer around the step
+    evaluation   what the model is worth on held-out files
+    adapters, alignment    LoRA and QLoRA; DPO and KTO beside the contrastive loss
 
 This package knows nothing about kernels, prompts or file formats.
 """
