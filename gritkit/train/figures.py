@@ -8,7 +8,9 @@ Shapes: n tokens of a sequence, V vocabulary, H hidden size.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,20 +38,33 @@ class ModelSize:
     """Heads times head size."""
     windows: tuple[int | None, ...]
     """The sliding window of every layer, None where there is none."""
+    frozen: int = 0
+    """Parameters of the layers that do not train."""
+    frozen_head: int = 0
+    """Those of the output layer."""
+    causal_texts: bool = False
+    """Whether texts to embed are causal too."""
 
     def forward_flops(self, row: Batch, *, causal: bool) -> float:
         """Multiplications and additions of one forward pass over a packed row: 2 a parameter and token, 2 V H a target,
         and 4 a head dimension and pair of query and key that sees it (Kaplan et al. 2020, arXiv 2001.08361, table 1,
         with pairs counted)."""
-        lengths = row.lengths_S.tolist()
-        pairs = 0.0
-        for length, reads in zip(lengths, row.reads_S, strict=True):
-            before = sum(end - start for start, end in reads)
-            for window in self.windows:
-                pairs += _pairs(length, before, window, causal=causal or bool(reads))
-        targets = int(row.loss_mask_T.sum())
-        dense = self.parameters * sum(lengths) + self.head * targets
+        before = [sum(end - start for start, end in reads) for reads in row.reads_S]
+        is_causal = [causal or self.causal_texts or bool(reads) for reads in row.reads_S]
+        # Thousands of sequences and dozens of layers, but few lengths and windows: equal ones are counted together.
+        sequences = Counter(zip(row.lengths_S.tolist(), before, is_causal, strict=True))
+        windows = Counter(self.windows)
+        pairs = sum(
+            number * layers * _pairs(length, first, window, causal=sees_back)
+            for (length, first, sees_back), number in sequences.items()
+            for window, layers in windows.items()
+        )
+        dense = self.parameters * row.num_tokens + self.head * _targets(row)
         return float(2.0 * dense + 4.0 * self.attention * pairs)
+
+
+def _targets(row: Batch) -> int:
+    return int(row.loss_mask_T.sum())
 
 
 def _pairs(length: int, before: int, window: int | None, *, causal: bool) -> float:
@@ -67,19 +82,25 @@ def _pairs(length: int, before: int, window: int | None, *, causal: bool) -> flo
 def step_flops(
     size: ModelSize, batch: PackedBatch, *, recompute: bool, twice: Sequence[Batch] = ()
 ) -> tuple[float, float]:
-    """(model, hardware) operations of a step in this process: forward and a backward of twice that; the hardware also
-    runs the rows of ``twice`` a second time, and every layer when activations are recomputed."""
+    """(model, hardware) operations of a step in this process: forward, and a backward of twice that, once where
+    parameters do not train; the hardware also runs the rows of ``twice`` a second time, and every layer when
+    activations are recomputed."""
     texts = [size.forward_flops(row, causal=False) for row in (*batch.embed_rows, *batch.read_rows)]
     forward = sum(texts) + sum(size.forward_flops(row, causal=True) for row in batch.next_token_rows)
+    targets = sum(map(_targets, batch.rows))
+    model = 3 * forward - 2.0 * (size.frozen * batch.num_tokens + size.frozen_head * targets)
     again = sum(size.forward_flops(row, causal=False) for row in twice)
-    return 3 * forward, (4 if recompute else 3) * forward + again
+    if recompute:
+        again += forward - 2.0 * size.head * targets  # the output layer makes its gradients while its loss is computed
+    return model, model + again
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of this device's large matrix products in this dtype, the best of a few, within a fraction of
     a second: what utilisation is a share of."""
     size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    own = torch.Generator(device).manual_seed(0)  # the run's random numbers stay what they are
+    a, b = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
     best, until = float("inf"), time.perf_counter() + _MEASURED_S
     _ = a @ b
     while time.perf_counter() < until:
@@ -132,6 +153,15 @@ class Figures:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside (evaluating, saving) takes no time of the training whose speed is told."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - start
+
     def drain(self) -> dict[str, float]:
         """Means since the last call. ``tokens_per_second`` counts all processes; ``row_fill`` is the share of the rows'
         room that holds tokens; utilisation is per device, a share of its measured rate of matrix products."""
@@ -166,22 +196,23 @@ class GradientHalves:
         for parameter, first in zip(self._parameters, self._first, strict=True):
             if parameter.grad is None:
                 continue
-            whole = _local(parameter.grad).detach().flatten()
-            own = torch.zeros_like(whole) if first is None else first.flatten()
+            whole = _flat(_local(parameter.grad).detach())
+            own = torch.zeros_like(whole) if first is None else _flat(first)
             other = whole - own
-            dtype = torch.promote_types(whole.dtype, torch.float32)
-            parts = torch.stack([_dot(x, y, dtype) for x, y in ((own, own), (other, other), (own, other))])
+            parts = torch.stack([torch.dot(x, y) for x, y in ((own, own), (other, other), (own, other))])
             sums = parts if sums is None else sums + parts
         self._first = []
         if sums is None:
             return
         if any(isinstance(parameter, DTensor) for parameter in self._parameters):
             dist.all_reduce(sums)
-        first_squared, second_squared, dot = sums.unbind()
+        first_norm, second_norm = sums[0].sqrt(), sums[1].sqrt()
+        # one after the other: the product of two small norms is zero before either is
+        cosine = sums[2] / first_norm / second_norm
         self.figures = {
-            "grad_norm_contrastive": first_squared.sqrt(),
-            "grad_norm_next_token": second_squared.sqrt(),
-            "grad_cosine": dot / (first_squared * second_squared).sqrt().clamp_min(torch.finfo(dot.dtype).tiny),
+            "grad_norm_contrastive": first_norm,
+            "grad_norm_next_token": second_norm,
+            "grad_cosine": cosine.nan_to_num(0.0, posinf=0.0, neginf=0.0),
         }
 
 
@@ -189,5 +220,6 @@ def _local(gradient: Tensor) -> Tensor:
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
-def _dot(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.dot(a.to(dtype), b.to(dtype))
+def _flat(gradient: Tensor) -> Tensor:
+    """In at least fp32, before anything is subtracted: halves may nearly cancel."""
+    return gradient.flatten().to(torch.promote_types(gradient.dtype, torch.float32))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from gritkit.data import PackedBatch
 from gritkit.embedding import batch_plan
 from gritkit.plan import Plan
 from gritkit.tokens import sequence
+from gritkit.train import figures as figures_module
 from gritkit.train.figures import Figures, GradientHalves, ModelSize, matmul_rate, step_flops
 from gritkit.train.step import StepLosses
 from gritkit.train.trainer import size_of
@@ -78,6 +81,61 @@ def test_what_is_run_twice_is_the_hardwares() -> None:
     assert step_flops(size, batch, recompute=False, twice=rows[:1]) == (3 * 200, 3 * 200 + 80)
 
 
+def test_recomputing_leaves_out_the_output_layer() -> None:
+    size = ModelSize(parameters=10, head=7, attention=0, windows=(None,))
+    batch = batch_of([pack([text(4, 3)])], 8)
+    forward = 2 * (10 * 4 + 7 * 3)
+    assert step_flops(size, batch, recompute=True) == (3 * forward, 3 * forward + 2 * 10 * 4)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_step_costs_what_torch_counts(trained: bool, causal: bool) -> None:
+    """Forward and backward, of weights that train and of frozen ones with gradients passing through, down to the first
+    norm; attention is told apart, as torch counts masked pairs too."""
+    model = grit_model("llama")
+    products = [p for p in model.parameters() if p.dim() > 1]
+    for parameter in products:
+        parameter.requires_grad_(trained)
+    row = pack([text(9, 3), text(20, 5)])
+    with FlopCounterMode(display=False) as counter:
+        (model("next_token", row) if causal else model("embed", row).sum()).backward()
+    counted = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
+    size, norms = size_of(model), sum(p.numel() for p in model.parameters() if p.dim() == 1)
+    weights, head = size.parameters - norms, size.head if causal else 0
+    told = ModelSize(weights, head, 0, size.windows, 0 if trained else weights, 0 if trained else head)
+    batch = batch_of([row], 32) if causal else PackedBatch([row], [], torch.zeros(0), None, [], 0, 29, 32)
+    in_place = 2 * head * 8 if trained else 0  # the output layer's own gradient: addmm_, which torch does not count
+    expected = sum(flops for op, flops in counted.items() if "bmm" not in op) + in_place
+    assert step_flops(told, batch, recompute=False)[0] == expected
+    if not causal:
+        pairs = ModelSize(0, 0, size.attention, size.windows)
+        assert step_flops(pairs, batch, recompute=False)[0] == counted["aten.bmm"]
+
+
+def test_causal_texts_see_half() -> None:
+    row = pack([text(5), text(8)])
+    size = ModelSize(parameters=0, head=0, attention=1, windows=(None,), causal_texts=True)
+    assert size.forward_flops(row, causal=False) == 4 * (15 + 36)
+
+
+def test_time_that_is_paused_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(figures_module, "time", SimpleNamespace(perf_counter=lambda: now))
+    figures = Figures(World(), rate=1e3)
+    figures.add(StepLosses(torch.tensor(0.0), None, None), batch_of([pack([text(6)])], 8), (300.0, 600.0))
+    now = 102.0
+    with contextlib.suppress(ValueError), figures.paused():
+        now = 150.0
+        raise ValueError("also after an error")
+    now = 151.0
+    drained = figures.drain()
+    assert drained["tokens_per_second"] == pytest.approx(6 / 3)
+    assert drained["flops_utilisation"] == pytest.approx(0.1)
+    now = 153.0
+    assert figures.drain()["tokens_per_second"] == 0
+
+
 def test_figures_are_means_since_the_last_time() -> None:
     figures = Figures(World(), rate=1e9)
     batch = batch_of([pack([text(4)]), pack([text(6)])], 8)
@@ -132,6 +190,42 @@ def test_gradient_halves_are_those_of_separate_passes() -> None:
     )
 
 
-def test_the_rate_of_this_machine_is_a_plausible_one() -> None:
+def halves_of(first: list[float], second: list[float], dtype: torch.dtype) -> dict[str, float]:
+    """The figures of gradients that are given."""
+    parameter = nn.Parameter(torch.zeros(len(first), dtype=dtype))
+    halves = GradientHalves([parameter])
+    parameter.grad = torch.tensor(first, dtype=dtype)
+    halves.after_first()
+    parameter.grad += torch.tensor(second, dtype=dtype)
+    halves.after_all()
+    return {name: value.item() for name, value in halves.figures.items()}
+
+
+def test_small_gradients_have_a_cosine_too() -> None:
+    found = halves_of([3e-15, 4e-15], [0.0, 2e-15], torch.float32)
+    assert found["grad_cosine"] == pytest.approx(0.8, rel=1e-4)
+    assert found["grad_norm_contrastive"] == pytest.approx(5e-15, rel=1e-4)
+
+
+def test_halves_of_16_bits_are_subtracted_in_32() -> None:
+    first, second = [-0.56640625] * 4, [1.5703125] * 4  # their sum rounds to 1, less the first is no 8-bit number
+    whole = torch.tensor(first, dtype=torch.bfloat16) + torch.tensor(second, dtype=torch.bfloat16)
+    found = halves_of(first, second, torch.bfloat16)
+    expected = (whole.double() - torch.tensor(first, dtype=torch.float64)).norm().item()
+    assert found["grad_norm_next_token"] == pytest.approx(expected, rel=1e-6)
+    assert found["grad_cosine"] == pytest.approx(-1)
+
+
+def test_a_half_without_gradients_pulls_nowhere() -> None:
+    assert halves_of([3.0, 4.0], [0.0, 0.0], torch.float32) == {
+        "grad_norm_contrastive": 5.0,
+        "grad_norm_next_token": 0.0,
+        "grad_cosine": 0.0,
+    }
+
+
+def test_the_rate_of_this_machine_is_a_plausible_one_and_costs_no_random_numbers() -> None:
+    before = torch.get_rng_state()
     rate = matmul_rate(torch.device("cpu"), torch.float32)
     assert 1e8 < rate < 1e14
+    assert torch.equal(torch.get_rng_state(), before)
