@@ -66,7 +66,7 @@ def load(options: dict[str, Any]) -> Any:
 
     def texts_cached() -> float:
         with torch.no_grad():
-            vectors = torch.cat([embed(*part) for part in text_parts]).requires_grad_()
+            vectors: Any = torch.cat([embed(*part) for part in text_parts]).requires_grad_()
         loss = contrastive(vectors)
         loss.backward()
         for part, gradient in zip(text_parts, vectors.grad.split(size), strict=True):

@@ -10,27 +10,28 @@ def load(options: dict[str, Any]) -> Any:
 
     The batch's examples are left alone: this library embeds.
     """
+    import importlib
     import inspect
 
+    import sentence_transformers
     import torch
     import train_batch as common  # type: ignore[import-not-found,unused-ignore]
-    from sentence_transformers import SentenceTransformer
 
     try:
-        from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+        losses = importlib.import_module("sentence_transformers.sentence_transformer.losses")
     except ModuleNotFoundError:  # before 6
-        from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
+        losses = importlib.import_module("sentence_transformers.losses")
 
     sizes = {name: options[name] for name in ("mini_batch_size", "mini_batch_num_tokens") if name in options}
     for name in sizes:
-        if name not in inspect.signature(CachedMultipleNegativesRankingLoss).parameters:  # before 6.2
+        if name not in inspect.signature(losses.CachedMultipleNegativesRankingLoss).parameters:  # before 6.2
             raise ModuleNotFoundError(name=f"sentence-transformers with {name}")
     device = options["device"]
     kwargs = {"dtype": common.weights_in(options["dtype"])}
-    model = SentenceTransformer(options["folder"], device=device, model_kwargs=kwargs)
+    model = sentence_transformers.SentenceTransformer(options["folder"], device=device, model_kwargs=kwargs)
     model.train()
     common.mixed_precision(model, options["dtype"], device)
-    loss = CachedMultipleNegativesRankingLoss(model, scale=1 / common.TEMPERATURE, **sizes)
+    loss = losses.CachedMultipleNegativesRankingLoss(model, scale=1 / common.TEMPERATURE, **sizes)
     batch = common.read(options["batch"])
     prompt = {"prompt_length": batch["pool_from"]} if batch["pool_from"] else {}
     columns = [
