@@ -73,7 +73,7 @@ def load_main(path: Path) -> Callable[..., Any]:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise InputError(f"{path} line {error.lineno} is not Python: {error.msg}") from error
+        raise InputError(f"{error.filename or path} line {error.lineno} is not Python: {error.msg}") from error
     main = getattr(module, "main", None)
     if not callable(main):
         raise InputError(f"{path} is no recipe: it has no function main")
