@@ -1,7 +1,6 @@
 """GritTrainer: transformers' Trainer around the unified step, with gritkit's batches, checkpoints and figures.
 
-    data -> tokenise (once, bulk) -> Mixer -> pack_batch -> unified_step -> optimizer, schedule, saving: transformers'
-    own
+    data -> batches (gritkit.train.batches) -> unified_step -> optimizer, schedule, reporting: transformers' own
 
 This module knows nothing about kernels, prompts or file formats.
 """
@@ -12,15 +11,13 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -30,27 +27,15 @@ from gritkit.batch import token_budget
 from gritkit.checkpoint.load import load as load_checkpoint
 from gritkit.data import (
     Data,
-    Lengths,
-    MixedBatch,
-    Mixer,
     PackedBatch,
-    TokenisedData,
-    load,
-    pack_batch,
-    share_of,
-    tokenise,
 )
-from gritkit.data.mixing import BatchStream
-from gritkit.data.prefetch import Prefetched
-from gritkit.data.sampling import Sampling
-from gritkit.data.stream_mixing import StreamMixer
-from gritkit.data.streams import StreamData
 from gritkit.errors import GritkitError, InputError
 from gritkit.files import resolve, write_atomic
 from gritkit.losses import InfoNCE, NextToken
 from gritkit.losses.next_token import Reduction
 from gritkit.model import GritModel
 from gritkit.train.adapters import has_adapter, load_adapter_weights, save_adapter
+from gritkit.train.batches import PackedBatches, Packing, batches_of, lengths_for, steps_of
 from gritkit.train.callbacks import LossCurves, Progress
 from gritkit.train.checkpoints import load_whole_state, staged_by_all, whole_state
 from gritkit.train.config import TrainConfig
@@ -61,39 +46,6 @@ from gritkit.train.step import LossScale, Objective, StepLosses, unified_step
 from gritkit.train.world import World
 
 SAMPLER = "sampler.json"
-_DEFAULT_LENGTHS = {"query": 256, "passage": 2048, "generative": 2048}  # the paper's
-
-
-class PackedBatches:
-    """An endless iterable of packed batches. Not a DataLoader, so accelerate neither dispatches nor slices it."""
-
-    def __init__(self, mixer: BatchStream, prepare: Callable[[MixedBatch], PackedBatch], workers: int) -> None:
-        self._mixer, self._prepare, self._workers = mixer, prepare, workers
-        self.state = mixer.state_dict()
-        """Where the mixer stood when it had drawn the newest batch that was handed out."""
-
-    def __iter__(self) -> Iterator[PackedBatch]:
-        def draw() -> tuple[MixedBatch, dict[str, Any]]:
-            return self._mixer.draw(), self._mixer.state_dict()
-
-        with Prefetched(draw, self._prepare, workers=self._workers, depth=self._workers + 1) as ready:
-            for packed, self.state in ready:
-                yield packed
-
-
-@dataclass(frozen=True)
-class _Packing:
-    """A global batch -> this process's packed share of it."""
-
-    model: GritModel
-    objective: Objective
-    place: tuple[int, int]
-    """This process and how many there are to share the batch; (0, 1) where it is this one's share already."""
-    budget: int
-
-    def __call__(self, mixed: MixedBatch) -> PackedBatch:
-        share = share_of(mixed, self.objective.next_token.shares, *self.place)
-        return pack_batch(share, self.budget, len(self.model.tokens.bos_ids))
 
 
 class GritTrainer(Trainer):
@@ -128,7 +80,7 @@ class GritTrainer(Trainer):
         self.mixer, generates = batches_of(model, config, data, self.world)
         self._frozen_head = None if generates else _freeze_untouched_head(model)
         if config.max_steps < 1:
-            config.max_steps = _steps_of(config, self.mixer)
+            config.max_steps = steps_of(config, self.mixer)
         use_cache = getattr(model.config, "use_cache", None)
         held_out = None if evaluation is None else load_held_out(evaluation, model.tokens, lengths_for(model, config))
         super().__init__(model=model, args=config, eval_dataset=cast(Any, held_out), callbacks=list(callbacks))
@@ -145,7 +97,7 @@ class GritTrainer(Trainer):
         self._size = size_of(model)
         self._budget = budget = config.tokens_per_row or token_budget(config.device)
         place = (0, 1) if config.streaming else (self.world.rank, self.world.size)
-        packing = _Packing(model, self.objective, place, budget)
+        packing = Packing(self.objective.next_token.shares, len(model.tokens.bos_ids), place, budget)
         self._batches = PackedBatches(self.mixer, packing, config.dataloader_num_workers)
 
     # -- batches -------------------------------------------------------------------------------------------------
@@ -401,73 +353,6 @@ def size_of(model: GritModel) -> ModelSize:
         attention=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
         windows=model.windows,
     )
-
-
-def lengths_for(model: GritModel, config: TrainConfig) -> Lengths:
-    """The run's lengths. Raises InputError for one beyond the model's context."""
-    lengths = {}
-    for kind, default in _DEFAULT_LENGTHS.items():
-        given = getattr(config, f"{kind}_max_length")
-        if given is not None and given > model.context_length:
-            raise InputError(
-                f"{kind}_max_length={given} is beyond the model's context of {model.context_length} tokens"
-            )
-        lengths[kind] = min(given or default, model.context_length)
-    return Lengths(**lengths)
-
-
-def tokenised_for(model: GritModel, config: TrainConfig, data: Data) -> TokenisedData:
-    """The training set in the model's tokens, cut to the run's lengths."""
-    sources = load(data)
-    _check_writes(model, {source.kind for source in sources})
-    lengths = lengths_for(model, config)
-    total = sum(len(source.records) for source in sources)
-    with tqdm(total=total, desc="tokenising", unit=" records", disable=bool(config.disable_tqdm)) as bar:
-        return tokenise(sources, model.tokens, lengths, bar.update)
-
-
-def _check_writes(model: GritModel, kinds: Collection[str]) -> None:
-    if "generative" in kinds and not model.writes:
-        raise InputError("this checkpoint has no language-model head: it cannot be trained on generative records")
-
-
-def _steps_of(config: TrainConfig, mixer: BatchStream) -> int:
-    if mixer.steps_per_epoch is None:
-        raise InputError("how long a stream is is not known: set max_steps")
-    return math.ceil(config.num_train_epochs * mixer.steps_per_epoch)
-
-
-def batches_of(model: GritModel, config: TrainConfig, data: Data, world: World) -> tuple[BatchStream, bool]:
-    """The stream of batches that the settings ask for, and whether anything is generated in them.
-
-    In memory every process draws the whole batch; of a stream, its own share.
-    """
-    sizes: dict[str, Any] = {
-        "embedding_batch_size": config.embedding_batch_size,
-        "generative_batch_size": config.generative_batch_size,
-        "num_hard_negatives": config.num_hard_negatives,
-        "seed": config.seed if config.data_seed is None else config.data_seed,
-    }
-    if config.streaming:
-        weights = None if config.sampling == "proportional" else cast("dict[str, float]", config.sampling)
-        stream = StreamMixer(
-            cast(StreamData, data),
-            model.tokens,
-            lengths_for(model, config),
-            no_in_batch_negatives=config.no_in_batch_negatives,
-            sampling=weights,
-            rank=world.rank,
-            world_size=world.size,
-            **sizes,
-        )
-        _check_writes(model, stream.kinds)
-        return stream, True  # any record may have an answer
-    tokenised = tokenised_for(model, config, data)
-    names = [name for name, _ in tokenised.embedding]
-    alone = config.no_in_batch_negatives if config.in_batch_negatives else names
-    sampling = cast(Sampling, config.sampling)
-    mixer = Mixer(tokenised, no_in_batch_negatives=alone, sampling=sampling, **sizes)
-    return mixer, bool(tokenised.generative or tokenised.answers)
 
 
 def _freeze_untouched_head(model: GritModel) -> nn.Module | None:
