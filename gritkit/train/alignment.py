@@ -53,7 +53,9 @@ from gritkit.losses import InfoNCE, NextToken
 from gritkit.model import GritModel
 from gritkit.prompts import Message
 from gritkit.tokens import Tokens
+from gritkit.train.adapters import save_adapter
 from gritkit.train.callbacks import Progress
+from gritkit.train.checkpoints import is_sharded
 from gritkit.train.evaluation import evaluate, load_held_out
 from gritkit.train.step import Objective, unified_step
 from gritkit.train.world import World
@@ -112,8 +114,9 @@ def align(
 
     ``settings`` are those of trl's ``DPOConfig`` or ``KTOConfig`` (``beta``, ``learning_rate``, ``max_steps``,
     ``per_device_train_batch_size``, ...). An answer longer than ``max_length`` allows, its prompt included, is cut. An
-    adapter is trained where the model has one, and merged when it is saved. ``recompute`` runs activations again in the
-    backward pass: less memory for a third more work.
+    adapter is trained where the model has one, and merged when it is saved; on a quantised base it is saved to
+    ``output/adapter`` instead. ``recompute`` runs activations again in the backward pass: less memory for a third more
+    work. In several processes (DDP) each aligns with its share of ``data``, and embedding batches are shared.
 
     Raises:
         RecordError: naming every record that cannot be used, before anything trains.
@@ -128,7 +131,8 @@ def align(
     arguments = _arguments(method, folder, recompute, settings)
     examples = _examples(method, data, model.tokens, min(max_length, model.context_length))
     held_out = None if evaluation is None else load_held_out(evaluation, model.tokens, _lengths(model))
-    beside = None if keep is None else _Beside(model, keep, arguments.seed)
+    world = World.here(arguments.device)  # which stands up the process group, where there is one
+    beside = None if keep is None else _Beside(model, keep, arguments.seed, world)
     budget = token_budget(model.device)
     before = None if held_out is None else evaluate(model, held_out, budget)
     log = _run(model, method, arguments, examples, beside)
@@ -137,10 +141,14 @@ def align(
     if before is not None and after is not None:
         told = ", ".join(f"{name} {before[name]:.4f} -> {after[name]:.4f}" for name in _FIGURES if name in before)
         _log.info("held-out retrieval before -> after alignment: %s", told)
-    if save:
-        model.merge_adapter()
-        model.save_pretrained(folder / "model")
+    if save and world.rank == 0:
+        if getattr(model._backbone.base, "is_quantized", False):  # merged, it would be rounded to the base's few bits
+            save_adapter(model, folder / "adapter")
+        else:
+            model.merge_adapter()
+            model.save_pretrained(folder / "model")
         write_atomic(folder / RESULTS, (json.dumps(vars(aligned), indent=1) + "\n").encode())
+    world.wait()
     return aligned
 
 
@@ -236,10 +244,8 @@ def _configs(model: GritModel) -> list[Any]:
 class _Beside:
     """Batches of embedding records, and what one of them adds to a step."""
 
-    def __init__(self, model: GritModel, keep: Keep, seed: int) -> None:
-        if World.here().size > 1:
-            raise InputError("keep works in one process: align on one device, or without embedding records")
-        self._model = model
+    def __init__(self, model: GritModel, keep: Keep, seed: int, world: World) -> None:
+        self._model, self._world = model, world
         self._objective = Objective(
             contrastive=InfoNCE(temperature=keep.temperature), next_token=NextToken(), embedding_weight=keep.weight
         )
@@ -253,17 +259,21 @@ class _Beside:
         )
         self._budget = token_budget(model.device)
 
-    def draw(self) -> PackedBatch:
-        return pack_batch(share_of(self._mixer.draw(), self._objective.next_token.shares), self._budget)
+    def _draw(self) -> PackedBatch:
+        """This process's share of the next batch."""
+        shares = self._objective.next_token.shares
+        return pack_batch(share_of(self._mixer.draw(), shares, self._world.rank, self._world.size), self._budget)
 
     def backward(self, accelerator: Any) -> float:
-        """Add the weighted gradient of the next batch; its loss."""
+        """Add the weighted gradient of the next batch; its loss.
 
-        def backward(loss: Tensor) -> None:  # accelerate would divide it by the number of preference batches of a step
-            accelerator.backward(loss * accelerator.gradient_accumulation_steps)
-
+        The passes go past the wrapper that reduces gradients over processes: it does so when trl's follow.
+        """
+        if is_sharded(self._model):
+            raise InputError("weights that are spread over devices cannot learn beside trl's steps: leave keep out")
         with accelerator.autocast():
-            loss = unified_step(self._model, self.draw(), self._objective, backward).contrastive
+            losses = unified_step(self._model, self._draw(), self._objective, accelerator.backward, world=self._world)
+        loss = losses.contrastive
         assert loss is not None
         if not math.isfinite(loss.item()):
             raise GritkitError(f"the contrastive loss is {loss.item()}: lower learning_rate, or look at the data")
@@ -291,9 +301,9 @@ class _LearnsBeside:
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """trl's step and, with the last of its batches before the optimizer's, one of embedding records."""
         this = cast(Any, self)
-        loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
         if self.beside is not None and this.accelerator.sync_gradients:
             this._metrics["train"]["loss_contrastive"].append(self.beside.backward(this.accelerator))
+        loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
         return loss
 
 
