@@ -16,7 +16,7 @@ from gritkit.data import tokenise as tokenised
 from gritkit.errors import CheckpointError, GritkitError, InputError
 from gritkit.losses import InfoNCE, NextToken
 from gritkit.model import GritModel
-from gritkit.train import Objective, unified_step
+from gritkit.train import Objective, TrainConfig, train, unified_step
 from gritkit.train.adapters import add_lora, check_merge, load_adapted, load_adapter_weights, save_adapter
 from tests.models import ARCHITECTURES, TEXTS, config_of, gradients, grit_model, language_model, tokenizer
 
@@ -282,6 +282,26 @@ def test_the_adapter_is_that_of_the_formula() -> None:
                 weight.add_(6 / 2 * low @ high)
     expected = GritModel.from_parts(plain, tokenizer(), EmbeddingConfig())
     np.testing.assert_allclose(model.embed(TEXTS), expected.embed(TEXTS), atol=1e-6)
+
+
+def test_a_run_of_the_trainer_with_everything_on(tmp_path: Path) -> None:
+    """Checkpointing, dropout and GradCache over adapters; the base stays as it is on the disk."""
+    grit_model("mistral_window", prompt_format="grit").save_pretrained(tmp_path / "base")
+    model = GritModel.from_pretrained(tmp_path / "base", device="cpu")
+    add_lora(model, r=4, alpha=8, dropout=0.1)
+    config = TrainConfig(
+        output_dir=str(tmp_path / "run"), max_steps=6, embedding_batch_size=6, generative_batch_size=4,
+        temperature=0.1, learning_rate=1e-2, recompute=True, tokens_per_row=64, use_cpu=True, save_strategy="no",
+        plot=False, warmup_steps=0, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = train(model, RECORDS, config, save=False)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.9 * losses[0]
+    save_adapter(model, tmp_path / "adapter")
+    assert check_merge(model, tmp_path / "adapter", TEXTS) < 1e-4
+    base = GritModel.from_pretrained(tmp_path / "base", device="cpu")
+    with model.lm.disable_adapter():
+        np.testing.assert_allclose(model.embed(TEXTS), base.embed(TEXTS), atol=1e-6)
 
 
 # -- four bits -------------------------------------------------------------------------------------------------------
