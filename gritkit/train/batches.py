@@ -33,6 +33,7 @@ from gritkit.data.streams import StreamData
 from gritkit.errors import InputError
 from gritkit.model import GritModel
 from gritkit.train.config import TrainConfig
+from gritkit.train.evaluation import HeldOut, Likelihoods, load_held_out
 from gritkit.train.world import World
 
 _DEFAULT_LENGTHS = {"query": 256, "passage": 2048, "generative": 2048}  # the paper's
@@ -104,6 +105,13 @@ def batches_of(model: GritModel, config: TrainConfig, data: Data, world: World) 
     return mixer, bool(tokenised.generative or tokenised.answers)
 
 
+def held_out_of(model: GritModel, config: TrainConfig, data: Data) -> HeldOut:
+    """What the run is measured on, cut to its lengths."""
+    held_out = load_held_out(data, model.tokens, lengths_for(model, config))
+    _check_writes(model, {"generative" for one in held_out if isinstance(one, Likelihoods)})
+    return held_out
+
+
 def tokenised_for(model: GritModel, config: TrainConfig, data: Data) -> TokenisedData:
     """The training set in the model's tokens, cut to the run's lengths."""
     sources = load(data)
@@ -135,4 +143,6 @@ def steps_of(config: TrainConfig, mixer: BatchStream) -> int:
 
 def _check_writes(model: GritModel, kinds: Collection[str]) -> None:
     if "generative" in kinds and not model.writes:
-        raise InputError("this checkpoint has no language-model head: it cannot be trained on generative records")
+        raise InputError(
+            "this checkpoint has no language-model head: generative records cannot train or measure it"
+        )

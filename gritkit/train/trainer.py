@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -35,11 +36,11 @@ from gritkit.losses import InfoNCE, NextToken
 from gritkit.losses.next_token import Reduction
 from gritkit.model import GritModel
 from gritkit.train.adapters import has_adapter, load_adapter_weights, save_adapter
-from gritkit.train.batches import PackedBatches, Packing, batches_of, lengths_for, steps_of
+from gritkit.train.batches import PackedBatches, Packing, batches_of, held_out_of, steps_of
 from gritkit.train.callbacks import LossCurves, Progress
 from gritkit.train.checkpoints import load_whole_state, staged_by_all, whole_state
 from gritkit.train.config import TrainConfig
-from gritkit.train.evaluation import HeldOut, evaluate, load_held_out
+from gritkit.train.evaluation import HeldOut, evaluate
 from gritkit.train.failure import save_failed_batch
 from gritkit.train.figures import Figures, GradientHalves, ModelSize, matmul_rate, step_flops
 from gritkit.train.step import LossScale, Objective, StepLosses, unified_step
@@ -82,7 +83,7 @@ class GritTrainer(Trainer):
         if config.max_steps < 1:
             config.max_steps = steps_of(config, self.mixer)
         use_cache = getattr(model.config, "use_cache", None)
-        held_out = None if evaluation is None else load_held_out(evaluation, model.tokens, lengths_for(model, config))
+        held_out = None if evaluation is None else held_out_of(model, config, evaluation)
         super().__init__(model=model, args=config, eval_dataset=cast(Any, held_out), callbacks=list(callbacks))
         if config.recompute:
             model.activation_checkpointing_enable()
@@ -94,6 +95,7 @@ class GritTrainer(Trainer):
         if config.plot:
             self.add_callback(LossCurves())
         self._stage: Path | None = None
+        self._figures: Figures | None = None
         self._size = size_of(model)
         self._budget = budget = config.tokens_per_row or token_budget(config.device)
         place = (0, 1) if config.streaming else (self.world.rank, self.world.size)
@@ -132,6 +134,7 @@ class GritTrainer(Trainer):
         )
         if not math.isfinite(losses.total.item()):
             self._fail(inputs, losses)
+        assert self._figures is not None
         flops = step_flops(self._size, inputs, recompute=self.config.recompute, twice=losses.twice)
         self._figures.add(losses, inputs, flops)
         if halves is not None:
@@ -174,7 +177,8 @@ class GritTrainer(Trainer):
         held_out = eval_dataset if eval_dataset is not None else cast("HeldOut | None", self.eval_dataset)
         if held_out is None:
             raise InputError("there is nothing to evaluate on: give the trainer held-out data, evaluation=...")
-        found = evaluate(cast(nn.Module, self.model_wrapped or self.model), held_out, self._budget)
+        with self._paused():
+            found = evaluate(cast(nn.Module, self.model_wrapped or self.model), held_out, self._budget)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -186,7 +190,7 @@ class GritTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds both losses and tokens/s (means since the last log) to what transformers logs."""
-        if "loss" in logs:
+        if "loss" in logs and self._figures is not None:
             logs.update(self._figures.drain())
         if self.mixer.steps_per_epoch:
             self.state.epoch = self.state.global_step / self.mixer.steps_per_epoch
@@ -271,6 +275,10 @@ class GritTrainer(Trainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def _paused(self) -> AbstractContextManager[None]:
+        """Time that is not training's."""
+        return nullcontext() if self._figures is None else self._figures.paused()
+
     def _load_best_model(self) -> None:
         """Weights of the checkpoint that ``metric_for_best_model`` likes best."""
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
@@ -279,7 +287,7 @@ class GritTrainer(Trainer):
         """As transformers does, but in a folder aside that is renamed when it is complete: whole or absent."""
         final = self.run_folder / f"checkpoint-{self.state.global_step}"
         mixers = self.world.all_told(self._batches.state)
-        with staged_by_all(final, self.world) as stage:
+        with self._paused(), staged_by_all(final, self.world) as stage:
             self._stage = stage
             try:
                 super()._save_checkpoint(model, trial)
@@ -342,14 +350,21 @@ def size_of(model: GritModel) -> ModelSize:
     """What the model's operations are counted by; of a mixture's experts those that a token is sent to."""
     config = model.config.get_text_config()
     head, inputs = (getattr(model.lm, f"get_{side}_embeddings")() for side in ("output", "input"))
-    tied = head is None or head.weight is inputs.weight
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     idle = 1 - getattr(config, "num_experts_per_tok", 1) / experts if experts > 1 else 0.0
-    parameters = sum(p.numel() * (1 - idle * ("experts" in name)) for name, p in model.named_parameters())
+    weights = {
+        name: p
+        for name, p in model.named_parameters()
+        if p is not inputs.weight and (head is None or p is not head.weight)
+    }
+    working = {name: p.numel() * (1 - idle * ("experts" in name.split("."))) for name, p in weights.items()}
     heads = config.num_attention_heads
     return ModelSize(
-        parameters=int(parameters) - inputs.weight.numel() - (0 if tied else head.weight.numel()),
+        parameters=int(sum(working.values())),
         head=inputs.weight.numel() if head is None else head.weight.numel(),
+        frozen=int(sum(working[name] for name, p in weights.items() if not p.requires_grad)),
+        frozen_head=0 if head is None or head.weight.requires_grad else head.weight.numel(),
+        causal_texts=model.embedding_config.embedding_attention == "causal",
         attention=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
         windows=model.windows,
     )

@@ -231,3 +231,45 @@ def test_it_evaluates_while_it_trains_and_keeps_the_best(tmp_path: Path) -> None
     assert state["best_model_checkpoint"] in (None, str(place))
     with pytest.raises(InputError, match="nothing to evaluate on"):
         GritTrainer(model(), settings(tmp_path / "b"), DATA).evaluate()
+
+
+def write_sources(folder: Path) -> Path:
+    folder.mkdir()
+    pairs = [{"query": f"question {i}", "pos": [f"answer {i}"], "neg": [f"wrong {i}"]} for i in range(40)]
+    asked = [{**pair, "answer": f"it is {i}"} for i, pair in enumerate(pairs[:12])]
+    chats = [{"text": [f"say {i}", f"{i} it is"]} for i in range(17)]
+    for name, rows in {"pairs": pairs, "asked": asked, "chats": chats}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_it_trains_on_streams_and_resumes_them(tmp_path: Path) -> None:
+    data = write_sources(tmp_path / "data")
+    given = {"streaming": True, "max_steps": 7, "save_strategy": "steps", "save_steps": 3, "dataloader_num_workers": 1}
+    given |= {"sampling": {"pairs": 1.0, "asked": 3.0, "chats": 1.0}}
+    whole = train(model(), data, settings(tmp_path / "whole", **given), save=False)
+    checkpoint = str(tmp_path / "whole" / "checkpoint-3")
+    again = train(model(), data, settings(tmp_path / "again", **given), resume=checkpoint, save=False)
+    assert losses(again) == losses(whole)
+    with pytest.raises(InputError, match="how long a stream is is not known: set max_steps"):
+        train(model(), data, settings(tmp_path / "b", **{**given, "max_steps": -1}))
+    (data / "chats.jsonl").write_text('{"text": ["a"]}\n')
+    with pytest.raises(RecordError, match=r"chats.jsonl:1: the last of the 1 turns is the user's"):
+        train(model(), data, settings(tmp_path / "c", **given))
+
+
+def streamed(data: Path, folder: Path, given: dict[str, Any]) -> tuple[list[tuple[float, ...]], torch.Tensor]:
+    trainer = train(model(), data, settings(folder, ddp_backend="gloo", **given), save=False)
+    root = trainer.accelerator.unwrap_model(trainer.model)
+    return losses(trainer), torch.cat([p.detach().flatten() for p in root.parameters()])
+
+
+def test_processes_stream_each_their_share_and_stay_one_model(tmp_path: Path) -> None:
+    data = write_sources(tmp_path / "data")
+    given = {"streaming": True, "max_steps": 4, "next_token_loss": "sample"}
+    (first, weights), (second, same) = in_processes(2, streamed, data, tmp_path / "run", given)
+    assert first == second
+    assert torch.equal(weights, same)
+    alone = train(model(), data, settings(tmp_path / "alone", **given), save=False)
+    assert losses(alone) != first  # batches are other ones: each process has its share of the records
+    np.testing.assert_allclose(losses(alone)[0], first[0], rtol=0.5)
