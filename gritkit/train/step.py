@@ -39,7 +39,7 @@ Backward = Callable[[Tensor], None]
 LossScale = Literal["exact", "gritlm"]
 _NO_QUERY = -1
 # Similarities of queries and passages that exist at once, so that their matrix takes less than a pass of the model.
-_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}
+_BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,6 @@ class _Step:
         embed, read, next_token = world.largest(sizes)
         self.has_readings = read > 0
         self.text_rows = [*_padded(batch.embed_rows, embed, _BLANK_TEXT), *_padded(batch.read_rows, read, _BLANK_READ)]
-        self.is_real = [i < n for n, most in zip(sizes, (embed, read), strict=False) for i in range(most)]
         self.next_token_rows = _padded(batch.next_token_rows, next_token, _BLANK_EXAMPLE)
 
     def backward(self, loss: Tensor) -> None:
@@ -178,9 +177,9 @@ class _Step:
             self.backward(self.weighed(self.model("next_token", row)))
             return
         nll, router = self.model("next_token", row, self.objective.router)
-        if row is not _BLANK_EXAMPLE:
+        if not _is_blank(row):
             self.router = self.router + router.detach() / self.examples
-        weight = self.objective.router_weight * (row is not _BLANK_EXAMPLE) / max(1, self.examples)
+        weight = self.objective.router_weight * (not _is_blank(row)) / max(1, self.examples)
         self.backward(self.weighed(nll) + weight * router)
 
     def weighed(self, nll: Tensor) -> Tensor:
@@ -191,25 +190,29 @@ class _Step:
 
     def texts(self, grad_cache: bool) -> Tensor:
         """Gradients of the contrastive loss (and of answers that read); the loss of the whole batch."""
-        passes = [
-            _TextPass(self, row, keep=not grad_cache or place == len(self.text_rows) - 1)
-            for place, row in enumerate(self.text_rows)
-        ]
-        vectors = torch.cat([one.vectors.detach() for one in passes])
-        is_real = torch.tensor(self.is_real).repeat_interleave(torch.tensor([len(one.vectors) for one in passes]))
-        places = is_real.nonzero()[:, 0][self.batch.restore].to(vectors.device)
-        loss, gradient = self._contrastive(vectors[places])
-        gradients = torch.zeros_like(vectors).index_copy(0, places, gradient)
-        parts = gradients.split([len(one.vectors) for one in passes])
-        for one, part in reversed(list(zip(passes, parts, strict=True))):  # the graph that waits is freed first
-            one.finish(part)
+        text_at = self.batch.restore.argsort()  # which text each vector of the rows is of
+        own_NH: Tensor | None = None
+        passes, at = [], 0
+        for number, row in enumerate(self.text_rows, 1):
+            one = _TextPass(self, row, keep=not grad_cache or number == len(self.text_rows))
+            vectors_SH = one.first_run()
+            # One tensor for all of them: small ones between the large buffers of passes would keep memory in pieces.
+            own_NH = vectors_SH.new_empty(len(text_at), vectors_SH.shape[1]) if own_NH is None else own_NH
+            one.texts_S = text_at[at : at + (0 if _is_blank(row) else len(vectors_SH))].to(own_NH.device)
+            own_NH[one.texts_S] = vectors_SH[: len(one.texts_S)]
+            at += len(one.texts_S)
+            passes.append(one)
+        assert own_NH is not None
+        loss, gradient_NH = self._contrastive(own_NH)
+        for one in reversed(passes):  # the graph that waits is freed first
+            one.finish(gradient_NH)
         return loss
 
-    def _contrastive(self, vectors_NH: Tensor) -> tuple[Tensor, Tensor]:
+    def _contrastive(self, own_NH: Tensor) -> tuple[Tensor, Tensor]:
         """(loss of the whole batch, its weighted gradient of this process's vectors)."""
         objective, world = self.objective, self.world
         weight = objective.embedding_weight / (world.size if objective.loss_scale == "gritlm" else 1)
-        own_NH = vectors_NH.detach().requires_grad_()
+        own_NH.requires_grad_()
         blocks = _Blocks(own_NH, self.batch, objective.contrastive, world)
         summed = self.zero
         left_out = torch.zeros((), device=self.device, dtype=torch.long)
@@ -237,30 +240,42 @@ class _Step:
 class _TextPass:
     """A row of texts: run for its vectors first, and with gradients when the loss has said what they are."""
 
+    texts_S: Tensor
+    """Which texts of the batch the row's vectors are of; none, for a row of nothing."""
+
     def __init__(self, step: _Step, row: Batch, *, keep: bool) -> None:
-        self._step, self._row, self._keep = step, row, keep
+        self._step, self._row = step, row
         self._task = "read" if any(row.reads_S) else "embed"
         self._random = None if keep else RandomState(step.device)
-        with torch.set_grad_enabled(keep):
-            self.vectors, self._nll = self._run()
-        if not keep:
-            step.twice.append(row)
+        self._kept: tuple[Tensor, Tensor | None] | None = None
+
+    def first_run(self) -> Tensor:
+        """The row's vectors [S, H], without their graph."""
+        with torch.set_grad_enabled(self._random is None):
+            out = self._run()
+        if self._random is None:
+            self._kept = out
+        else:
+            self._step.twice.append(self._row)
+        return out[0].detach()
 
     def _run(self) -> tuple[Tensor, Tensor | None]:
         out = self._step.model(self._task, self._row)
         return out if self._task == "read" else (out, None)
 
-    def finish(self, gradient_SH: Tensor) -> None:
-        vectors_SH, nll = self.vectors, self._nll
-        if self._random is not None:
+    def finish(self, gradient_NH: Tensor) -> None:
+        """Send the gradient of the batch's vectors back through the row's."""
+        if self._kept is not None:
+            vectors_SH, nll = self._kept
+            self._kept = None
+        else:
+            assert self._random is not None
             with self._random.again():
                 vectors_SH, nll = self._run()
-        loss = (vectors_SH * gradient_SH).sum()
+        loss = (vectors_SH[: len(self.texts_S)] * gradient_NH[self.texts_S]).sum()
         if nll is not None:
             loss = loss + self._step.weighed(nll)
         self._step.backward(loss)
-        self.vectors = vectors_SH.detach()
-        self._nll = None
 
 
 class _Blocks:
@@ -289,7 +304,7 @@ class _Blocks:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(summed loss of a block, number of pairs left out in it)."""
-        size = max(1, _BLOCK.get(self._device.type, 1 << 20) // self.num_passages)
+        size = max(1, _BLOCK.get(self._device.type, 1 << 18) // self.num_passages)
         for start in range(0, len(self._queries_QH), size):
             asked = self._asked.block(start, start + size).to(self._device)
             excluded_QP = self._loss.excluded(asked, self._offered)
@@ -348,6 +363,10 @@ def _whole_graph(model: nn.Module, batch: PackedBatch, objective: Objective, cou
     if sums:
         next_token = torch.stack(sums).sum() / counted
     return StepLosses(_total(objective, contrastive, next_token, router), contrastive, next_token, router)
+
+
+def _is_blank(row: Batch) -> bool:
+    return any(row is blank for blank in (_BLANK_TEXT, _BLANK_EXAMPLE, _BLANK_READ))
 
 
 def _padded(rows: Sequence[Batch], count: int, blank: Batch) -> list[Batch]:
