@@ -458,9 +458,7 @@ class GritModel(nn.Module):
         places_K, share_K = (x.to(hidden_TH.device, non_blocking=True) for x in (places_K, share_K))
         weight_VH, bias_V = self._backbone.head
         hidden_KH = hidden_TH[places_K - 1]
-        return summed_nll(
-            hidden_KH if scale == 1.0 else hidden_KH * scale, weight_VH, bias_V, ids_T[places_K], share_K
-        )
+        return summed_nll(hidden_KH if scale == 1.0 else hidden_KH * scale, weight_VH, bias_V, ids_T[places_K], share_K)
 
     def _token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(negative log-likelihood of each of K target tokens, its sequence's number [K] on the CPU)."""
@@ -524,6 +522,7 @@ class GritModel(nn.Module):
         if self._backbone.base is not self.lm:
             self.lm = self.lm.merge_and_unload()  # type: ignore[operator]
             self._backbone = Backbone(self.lm)
+            self.__dict__.pop("fingerprint", None)
 
 
 def _bar(progress: bool, texts: Iterable[str]) -> Any:

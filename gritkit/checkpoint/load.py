@@ -108,6 +108,7 @@ def load(
         StrictDataclassError,
     ) as error:
         raise CheckpointError(f"cannot load {name!r}: {_first_line(error)}") from error
+    _keep_unpacked(lm)
     missing = set(info["missing_keys"])
     headless = {key for key in missing if key in HEAD_KEYS}
     if missing - headless or info["mismatched_keys"]:
@@ -124,6 +125,17 @@ def load(
             raise InputError(f"device={str(device)!r} is not usable here: {_first_line(error)}") from None
     context = int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
     return Loaded(lm.eval(), tokenizer, recognise(reader.read, name, context), not headless)
+
+
+def _keep_unpacked(lm: Any) -> None:
+    """4-bit layers as they were loaded, on CPUs with AVX512-BF16 too.
+
+    There bitsandbytes packs a layer anew when it first infers. Packed, it passes no gradient to its input, and
+    ``state_dict()`` unpacks it with the scales of its blocks turned (0.50), so that its weights are others afterwards.
+    """
+    for module in lm.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def best_device() -> str:

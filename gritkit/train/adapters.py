@@ -77,7 +77,6 @@ def add_lora(
             f"dropout={dropout} cannot be applied to {parameters[0].rpartition('.')[2]!r}, weights of all experts in "
             "one: set it to 0, or name the layers to adapt without it in targets"
         )
-    _keep_differentiable(model.lm)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=r,
@@ -303,22 +302,6 @@ def _without_misread(linear: dict[str, Any]) -> dict[str, Any]:
 def _is_gate(module: nn.Module, experts: int | None) -> bool:
     """Whether a layer of a mixture of experts says which expert, or how much of the shared one, a token gets."""
     return experts is not None and getattr(module, "out_features", None) in (1, experts)
-
-
-def _keep_differentiable(lm: nn.Module) -> None:
-    """Let 4-bit layers pass gradients on a CPU with AVX512-BF16.
-
-    bitsandbytes packs a layer anew when it first infers (the probe at load does), and a packed layer passes no gradient
-    to its input, with a warning at most. Its way back, which ``state_dict()`` takes for want of a function, forgets to
-    turn the scales of blocks as they were (0.50): without that the weights would be off by a quarter.
-    """
-    for module in lm.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-            module.state_dict()
-            state: Any = getattr(module.weight, "quant_state", None)
-            if state is not None and state.absmax.dim() == 2:
-                state.absmax = state.absmax.T.reshape(-1).float()
 
 
 def _quantization(model: GritModel) -> Literal["int8", "int4"] | None:

@@ -143,6 +143,4 @@ def steps_of(config: TrainConfig, mixer: BatchStream) -> int:
 
 def _check_writes(model: GritModel, kinds: Collection[str]) -> None:
     if "generative" in kinds and not model.writes:
-        raise InputError(
-            "this checkpoint has no language-model head: generative records cannot train or measure it"
-        )
+        raise InputError("this checkpoint has no language-model head: generative records cannot train or measure it")
