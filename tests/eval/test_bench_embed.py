@@ -7,7 +7,7 @@ import pytest
 
 from gritkit import GritModel
 from gritkit.errors import GritkitError, InputError
-from gritkit_eval.bench.embed import _choose, _compare, _make_model, _rows
+from gritkit_eval.bench.embed import _choose, _compare, make_model, _rows
 from gritkit_eval.bench.harness import Timing
 
 # A Python with the standard library alone, that still finds the worker's neighbour.
@@ -51,7 +51,7 @@ def test_figures_of_contestants_that_disagree_do_not_count() -> None:
 def test_gritkit_alone_when_the_peer_is_missing(tmp_path: Path) -> None:
     """A real worker process; the peer's Python is one without site-packages."""
     texts = ["a few words", "and many more of them, to be packed beside the first"]
-    num_tokens = _make_model(tmp_path / "model", texts, "6M")
+    num_tokens = make_model(tmp_path / "model", texts, "6M")
     (tmp_path / "texts.json").write_text('["a few words", "and more"]', encoding="utf-8")
     bare = tmp_path / "bare"
     bare.write_text(BARE_PYTHON, encoding="utf-8")

@@ -39,7 +39,7 @@ def run(*, texts: Path | None, num: int, rounds: int, size: str, device: str, pe
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         (place / "texts.json").write_text(json.dumps(chosen), encoding="utf-8")
-        num_tokens = _make_model(place / "model", chosen, size)
+        num_tokens = make_model(place / "model", chosen, size)
         rows: list[list[str]] = []
         versions: dict[str, str] = {}
         for dtype in ("float32", "bfloat16"):
@@ -135,13 +135,13 @@ def _choose(texts: Path | None, num: int) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the texts: {error}") from None
     else:
-        found = sorted(set(_docstrings()))
+        found = sorted(set(docstrings()))
     if len(found) < num:
         raise InputError(f"{len(found)} texts found and {num} wanted: give fewer with --num or more with --texts")
     return random.Random(0).sample(found, num)
 
 
-def _docstrings() -> Iterator[str]:
+def docstrings() -> Iterator[str]:
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
         if "site-packages" in path.parts or "test" in path.parts:
             continue
@@ -156,7 +156,7 @@ def _docstrings() -> Iterator[str]:
                     yield doc
 
 
-def _make_model(folder: Path, texts: list[str], size: str) -> int:
+def make_model(folder: Path, texts: list[str], size: str) -> int:
     """A random model with a tokenizer trained on the texts, saved for both contestants. Returns the texts' tokens."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -92,8 +92,8 @@ _ABOUT_ROWS = (
     "are against a padded float64 step of one graph, over the batch's first triples and examples."
 )
 _ABOUT_MEMORY = (
-    f"Pairs are of texts of {train_memory.LENGTH} tokens each, so that all rows are alike. Relative: to the "
-    "contestant's own first row, or to full logits."
+    f"Pairs are of texts of {train_memory.LENGTH} tokens each, so that all rows are alike, and each size takes as many "
+    "steps as make the same number of pairs. Relative: to the contestant's own first row, or to full logits."
 )
 
 

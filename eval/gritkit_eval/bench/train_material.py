@@ -22,7 +22,7 @@ from gritkit.data import EmbeddingRecord, GenerativeRecord, parse_record
 from gritkit.data.reading import file_rows, located
 from gritkit.errors import InputError, RecordError
 from gritkit.tokens import Tokens
-from gritkit_eval.bench.embed import _docstrings, _make_model
+from gritkit_eval.bench.embed import docstrings, make_model
 
 SIZES = {"small": (256, 4, 768, 4), "medium": (512, 8, 1408, 8)}
 """Name -> hidden size, layers, feed-forward size, heads."""
@@ -98,7 +98,7 @@ def _as_chat(row: Any) -> Any:
 
 def _from_docstrings() -> Iterator[EmbeddingRecord | GenerativeRecord]:
     """Summary line -> the rest of the docstring, the next one's rest for a negative; and whole ones to write."""
-    docs = sorted({doc for doc in _docstrings() if doc.partition("\n\n")[2].strip()})
+    docs = sorted({doc for doc in docstrings() if doc.partition("\n\n")[2].strip()})
     random.Random(0).shuffle(docs)
     half = len(docs) // 2
     for doc, other in zip(docs[:half:2], docs[1:half:2], strict=False):
@@ -191,7 +191,7 @@ def save_model(folder: Path, material: Material, *, model: Path | None, size: st
     real = _under(shared, _TOKENIZER) if shared is not None else None
     if real is None:
         real = folder.with_name(f"{folder.name}-tokenizer")
-        _make_model(real, [text for triple in material.triples for text in triple], "6M")
+        make_model(real, [text for triple in material.triples for text in triple], "6M")
     tokenizer = AutoTokenizer.from_pretrained(real)
     hidden, layers, inner, heads = SIZES[size]
     torch.manual_seed(0)
