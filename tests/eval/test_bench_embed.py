@@ -7,7 +7,7 @@ import pytest
 
 from gritkit import GritModel
 from gritkit.errors import GritkitError, InputError
-from gritkit_eval.bench.embed import _choose, _compare, make_model, _rows
+from gritkit_eval.bench.embed import _choose, _compare, _rows, make_model
 from gritkit_eval.bench.harness import Timing
 
 # A Python with the standard library alone, that still finds the worker's neighbour.
