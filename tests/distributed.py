@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -32,8 +33,16 @@ def in_processes(world_size: int, function: Callable[..., Any], *args: Any) -> l
         return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
+def forked() -> int:
+    """``os.fork`` without the warning that Python 3.12 has for processes with threads: those of a test that wait hold
+    no lock that its child needs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def _forked(folder: Path, rank: int, world_size: int, function: Callable[..., Any], args: tuple[Any, ...]) -> int:
-    child = os.fork()
+    child = forked()
     if child:
         return child
     code = 1

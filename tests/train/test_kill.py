@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from gritkit.data import EmbeddingRecord, GenerativeRecord
 from gritkit.model import GritModel
 from gritkit.train import TrainConfig, train
+from tests.distributed import forked
 from tests.models import grit_model
 
 STEPS = 40
@@ -66,7 +67,7 @@ def run(folder: Path, pipe: int) -> None:
 def started(folder: Path) -> tuple[int, int]:
     """A process that trains, and the end of its pipe to read."""
     reading, writing = os.pipe()
-    child = os.fork()
+    child = forked()
     if child:
         os.close(writing)
         return child, reading
