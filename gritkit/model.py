@@ -193,6 +193,10 @@ class GritModel(nn.Module):
         digest.update(self.embedding_config.override(max_length=1).to_json().encode())
         return digest.hexdigest()
 
+    def forget_fingerprint(self) -> None:
+        """The weights have changed: the fingerprint is computed anew when it is next asked for."""
+        self.__dict__.pop("fingerprint", None)
+
     # -- embedding -----------------------------------------------------------------------------------------------
 
     def embed(
@@ -488,6 +492,7 @@ class GritModel(nn.Module):
         else:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=given, **kwargs)
         if base is not self.lm:
+            base.disable_input_require_grads()  # once is enough, however often this is called
             base.enable_input_require_grads()
 
     def gradient_checkpointing_enable(
@@ -500,6 +505,8 @@ class GritModel(nn.Module):
         base = self._backbone.base
         new = hasattr(base, "activation_checkpointing_disable")
         (base.activation_checkpointing_disable if new else base.gradient_checkpointing_disable)()
+        if base is not self.lm:
+            base.disable_input_require_grads()
 
     gradient_checkpointing_disable = activation_checkpointing_disable
 
@@ -522,7 +529,9 @@ class GritModel(nn.Module):
         if self._backbone.base is not self.lm:
             self.lm = self.lm.merge_and_unload()  # type: ignore[operator]
             self._backbone = Backbone(self.lm)
-            self.__dict__.pop("fingerprint", None)
+            self.forget_fingerprint()
+            for parameter in self.lm.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
 
 
 def _bar(progress: bool, texts: Iterable[str]) -> Any:

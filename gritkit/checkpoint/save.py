@@ -43,6 +43,17 @@ def save(
 
     Raises CheckpointError where ``folder`` holds something that is not a model.
     """
+    check_target(folder)
+    with staged_folder(folder) as stage:
+        lm.save_pretrained(stage, **({} if state_dict is None else {"state_dict": state_dict}))
+        tokenizer.save_pretrained(stage)
+        (stage / FILE_NAME).write_text(config.to_json(), encoding="utf-8")
+        if _means_the_same(tokenizer, config):
+            _write_sentence_transformers(stage, config)
+
+
+def check_target(folder: Path) -> None:
+    """Raises CheckpointError where saving a model to ``folder`` would replace something that is not one."""
     if folder.exists():
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is a file, not a folder to save a model in")
@@ -55,12 +66,6 @@ def save(
             raise CheckpointError(
                 f"{folder} holds {foreign[0]!r}, which is no part of a model and would be lost: choose another folder"
             )
-    with staged_folder(folder) as stage:
-        lm.save_pretrained(stage, **({} if state_dict is None else {"state_dict": state_dict}))
-        tokenizer.save_pretrained(stage)
-        (stage / FILE_NAME).write_text(config.to_json(), encoding="utf-8")
-        if _means_the_same(tokenizer, config):
-            _write_sentence_transformers(stage, config)
 
 
 def _means_the_same(tokenizer: PreTrainedTokenizerBase, config: EmbeddingConfig) -> bool:

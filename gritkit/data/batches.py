@@ -93,11 +93,13 @@ class Pool:
         names = {self._names[part] for part in parts}
         passages = [row.pos[positive] for row, (_, positive) in zip(rows, draft, strict=True)]
         owners = list(range(len(rows)))
-        for owner, row in enumerate(rows):
-            for place in _some(len(row.neg), num_hard_negatives, random):
-                passages.append(row.neg[place])
-                owners.append(owner)
         table = self._texts
+        for owner, row in enumerate(rows):
+            positive = {int(table.words[number]) for number in row.pos}
+            negatives = [number for number in row.neg if int(table.words[number]) not in positive]
+            for place in _some(len(negatives), num_hard_negatives, random):
+                passages.append(negatives[place])
+                owners.append(owner)
         return ContrastiveBatch(
             source=names.pop() if len(names) == 1 else "",
             queries=[table.sequences[row.query] for row in rows],

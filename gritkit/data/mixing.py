@@ -125,6 +125,11 @@ class Mixer(BatchStream):
         names = [name for name, rows in data.embedding if rows]
         sizes = [len(rows) for _, rows in data.embedding if rows]
         alone = alone_sources(no_in_batch_negatives, names)
+        for name, rows in data.embedding:
+            if name in alone and not any(row.neg for row in rows):
+                raise InputError(
+                    f"{name} has no in-batch negatives and its records no neg: there is nothing to tell apart"
+                )
         pool = Pool(data, embedding_batch_size, alone)
         groups = [pool.parts] if names else []
         chances = [1.0] * len(groups)

@@ -73,7 +73,7 @@ class InfoNCE:
     temperature: float = 0.02
     """What similarities are divided by; smaller looks at the hardest negatives only."""
     mask_same_text: bool = True
-    """Whether passages that read like the query's positive, and positives of queries that read like it, are left
+    """Whether passages that read like the query or its positive, and positives of queries that read like it, are left
     out."""
 
     def __post_init__(self) -> None:
@@ -99,7 +99,9 @@ class InfoNCE:
         return excluded_QP.scatter(1, asked.positive_Q[:, None], False)
 
     def false_negatives(self, asked: Asked, offered: Offered) -> Tensor:
-        """Where a passage other than the positive reads like it, or answers a query that reads alike, [Q, P]."""
+        """Where a passage other than the positive reads like it or like the query, or answers one that reads alike,
+        [Q, P]."""
         same_QP = offered.words_P == offered.words_P[asked.positive_Q][:, None]
+        same_QP |= offered.words_P == asked.words_Q[:, None]
         same_QP |= offered.asked_words_P == asked.words_Q[:, None]
         return same_QP.scatter(1, asked.positive_Q[:, None], False)

@@ -33,6 +33,7 @@ from gritkit.config import FILE_NAME, EmbeddingConfig
 from gritkit.errors import CheckpointError, GritkitError, InputError
 from gritkit.files import resolve, staged_folder
 from gritkit.model import GritModel
+from gritkit.train.world import World
 
 ALL_LINEAR = "all-linear"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -189,17 +190,21 @@ def save_merged(
     model: GritModel, adapter: str | os.PathLike[str], folder: str | os.PathLike[str], texts: Sequence[str]
 ) -> None:
     """The model with its saved adapter merged, as a folder that everything loads, once :func:`check_merge` agrees on
-    ``texts``; of a quantised base the weights that quantising left, in bf16.
+    ``texts``; of a quantised base the weights that quantising left, in bf16. Every process must call it; the first one
+    writes.
 
     Raises:
         GritkitError: where adapter and merged model differ.
     """
     check_merge(model, adapter, texts)
-    quantization = _quantization(model)
-    dtype = model.dtype if quantization is None else torch.bfloat16
-    merged = load_adapted(adapter, dtype=dtype, device="cpu", quantization=quantization, dequantize=True)
-    merged.merge_adapter()
-    merged.save_pretrained(folder)
+    world = World.here(model.device)
+    if world.rank == 0:
+        quantization = _quantization(model)
+        dtype = model.dtype if quantization is None else torch.bfloat16
+        merged = load_adapted(adapter, dtype=dtype, device="cpu", quantization=quantization, dequantize=True)
+        merged.merge_adapter()
+        merged.save_pretrained(folder)
+    world.wait()
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ This module knows nothing about steps, losses or the Trainer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -46,8 +46,19 @@ class PackedBatches:
         self._mixer, self._prepare, self._workers = mixer, prepare, workers
         self.state = mixer.state_dict()
         """Where the mixer stood when it had drawn the newest batch that was handed out."""
+        self._running: Generator[PackedBatch, None, None] | None = None
 
     def __iter__(self) -> Iterator[PackedBatch]:
+        self.close()
+        self._running = self._packed()
+        return self._running
+
+    def close(self) -> None:
+        """End what prepares batches ahead."""
+        if self._running is not None:
+            self._running.close()
+
+    def _packed(self) -> Generator[PackedBatch, None, None]:
         def draw() -> tuple[MixedBatch, dict[str, Any]]:
             return self._mixer.draw(), self._mixer.state_dict()
 
@@ -63,13 +74,25 @@ class Packing:
     shares: Shares
     """How the next-token loss weighs examples."""
     num_bos: int
+    context_length: int
     place: tuple[int, int]
     """This process and how many there are to share the batch; (0, 1) where it is this one's share already."""
     budget: int
 
     def __call__(self, mixed: MixedBatch) -> PackedBatch:
         share = share_of(mixed, self.shares, *self.place)
-        return pack_batch(share, self.budget, self.num_bos)
+        packed = pack_batch(share, self.budget, self.num_bos)
+        longest = max((int(row.positions_T.max()) + 1 for row in packed.read_rows), default=0)
+        if longest > self.context_length:
+            raise InputError(_too_long(longest, self.context_length))
+        return packed
+
+
+def _too_long(longest: int, context_length: int) -> str:
+    return (
+        f"an answer and the documents that it reads take {longest} tokens, the model's context is {context_length}: "
+        "lower passage_max_length or num_hard_negatives"
+    )
 
 
 def batches_of(model: GritModel, config: TrainConfig, data: Data, world: World) -> tuple[BatchStream, bool]:
@@ -98,11 +121,29 @@ def batches_of(model: GritModel, config: TrainConfig, data: Data, world: World) 
         _check_writes(model, stream.kinds)
         return stream, True  # any record may have an answer
     tokenised = tokenised_for(model, config, data)
+    longest = _longest_reading(tokenised, config.num_hard_negatives)
+    if longest > model.context_length:
+        raise InputError(_too_long(longest, model.context_length))
     names = [name for name, _ in tokenised.embedding]
     alone = config.no_in_batch_negatives if config.in_batch_negatives else names
     sampling = cast(Sampling, config.sampling)
     mixer = Mixer(tokenised, no_in_batch_negatives=alone, sampling=sampling, **sizes)
     return mixer, bool(tokenised.generative or tokenised.answers)
+
+
+def _longest_reading(data: TokenisedData, num_hard_negatives: int) -> int:
+    """Tokens that an answer may take together with its documents."""
+    size = [len(text) for text in data.texts.sequences]
+    answered = [row for _, rows in data.embedding for row in rows if row.answer is not None]
+    return max(
+        (
+            max(size[i] for i in row.pos)
+            + num_hard_negatives * max((size[i] for i in row.neg), default=0)
+            + len(data.answers[cast(int, row.answer)])
+            for row in answered
+        ),
+        default=0,
+    )
 
 
 def held_out_of(model: GritModel, config: TrainConfig, data: Data) -> HeldOut:

@@ -5,6 +5,7 @@ This module knows nothing about models or data.
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, field
 from typing import get_args
@@ -15,6 +16,15 @@ from transformers import TrainingArguments
 from gritkit.errors import InputError
 from gritkit.losses.next_token import Reduction
 from gritkit.train.step import LossScale
+
+_WITHOUT_EFFECT = {
+    "gradient_checkpointing": "set recompute=True",
+    "auto_find_batch_size": "memory is set by tokens_per_row",
+    "dataloader_drop_last": "the last batch of an epoch is filled up",
+    "label_smoothing_factor": "the losses are those of gritkit.losses",
+    "neftune_noise_alpha": "the losses are those of gritkit.losses",
+    "include_num_input_tokens_seen": "tokens_per_second is logged",
+}
 
 
 @dataclass(kw_only=True)
@@ -80,7 +90,7 @@ class TrainConfig(TrainingArguments):
     """Whether activations are recomputed in the backward pass: less memory for a third more work."""
     gradient_figures_steps: int = field(default=0)
     """Every how many steps the gradient norms of both halves and their cosine are measured; 0: never. It takes the
-    memory of one copy of the gradients."""
+    memory of one copy of the gradients, and leaves out batches with answers, whose rows have both losses."""
     plot: bool = field(default=True)
     """Whether the loss curves are drawn to ``losses.png`` at every save and at the end."""
 
@@ -95,44 +105,9 @@ class TrainConfig(TrainingArguments):
     """A loss that is not finite stops the run instead of being smoothed over."""
 
     def __post_init__(self) -> None:
-        if not self.output_dir:
-            raise InputError("output_dir is missing: the folder that checkpoints and the model are written to")
-        for name in ("embedding_batch_size", "generative_batch_size", "tokens_per_row", "next_token_group"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value} must be at least 1")
-        if self.num_hard_negatives < 0:
-            raise InputError(f"num_hard_negatives={self.num_hard_negatives} must not be negative")
-        for name in ("query_max_length", "passage_max_length", "generative_max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 2:
-                raise InputError(f"{name}={value} leaves no room for a token beside the beginning of the text")
-        if not self.temperature > 0:
-            raise InputError(f"temperature={self.temperature} must be above 0")
-        if min(self.embedding_weight, self.generative_weight) < 0 or not self.embedding_weight + self.generative_weight:
-            raise InputError(
-                f"embedding_weight={self.embedding_weight} and generative_weight={self.generative_weight} must not be "
-                "negative, nor both 0"
-            )
-        if not self.in_batch_negatives and not self.num_hard_negatives:
-            raise InputError("in_batch_negatives=False with num_hard_negatives=0 leaves no negatives at all")
-        if self.streaming and not isinstance(self.sampling, dict) and self.sampling != "proportional":
-            raise InputError(f"sampling={self.sampling!r}: how large streams are is not known, give weights by name")
-        if self.streaming and not self.in_batch_negatives:
-            raise InputError("streaming with in_batch_negatives=False: name the sources in no_in_batch_negatives")
-        if self.no_in_batch_negatives and not self.num_hard_negatives:
-            raise InputError("no_in_batch_negatives with num_hard_negatives=0 leaves those sources no negatives at all")
-        for name, known in (("loss_scale", get_args(LossScale)), ("next_token_loss", get_args(Reduction))):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name}={getattr(self, name)!r} is none of {', '.join(known)}")
-        for name in ("router_weight", "gradient_figures_steps"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)} must not be negative")
-        if self.gradient_accumulation_steps != 1:
-            raise InputError(
-                "gradient_accumulation_steps must stay 1: raise embedding_batch_size and generative_batch_size, the "
-                "global batch is cut into rows of tokens_per_row whatever its size"
-            )
+        self._check_sizes()
+        self._check_losses()
+        self._check_transformers_own()
         if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
             self.use_cpu = True  # where there is nothing else, bf16 on the CPU needs no extra word
         # What transformers counts samples by; the batches themselves are made by gritkit.data.
@@ -144,6 +119,73 @@ class TrainConfig(TrainingArguments):
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         super().__post_init__()  # type: ignore[no-untyped-call]
+
+    def _check_sizes(self) -> None:
+        if not self.output_dir:
+            raise InputError("output_dir is missing: the folder that checkpoints and the model are written to")
+        for name in ("embedding_batch_size", "generative_batch_size", "tokens_per_row", "next_token_group"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name}={value} must be at least 1")
+        for name in ("num_hard_negatives", "gradient_figures_steps", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("query_max_length", "passage_max_length", "generative_max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                raise InputError(f"{name}={value} leaves no room for a token beside the beginning of the text")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise InputError(f"max_steps={self.max_steps} must be at least 1, or -1 for num_train_epochs")
+        if self.max_steps == -1 and not self.num_train_epochs > 0:
+            raise InputError(f"num_train_epochs={self.num_train_epochs} must be above 0")
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**32:
+                raise InputError(f"{name}={value} must be from 0 to 2^32 - 1")
+        if not 0 <= self.learning_rate < math.inf:
+            raise InputError(f"learning_rate={self.learning_rate} must be a number from 0")
+
+    def _check_losses(self) -> None:
+        if not self.temperature > 0:
+            raise InputError(f"temperature={self.temperature} must be above 0")
+        for name in ("embedding_weight", "generative_weight", "router_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)} must be a number from 0")
+        if not self.embedding_weight + self.generative_weight:
+            raise InputError("embedding_weight and generative_weight must not both be 0")
+        if not self.num_hard_negatives:
+            if not self.in_batch_negatives or self.embedding_batch_size == 1:
+                raise InputError(
+                    f"in_batch_negatives={self.in_batch_negatives}, embedding_batch_size={self.embedding_batch_size} "
+                    "and num_hard_negatives=0 leave no negatives at all"
+                )
+            if self.no_in_batch_negatives:
+                raise InputError(
+                    "no_in_batch_negatives with num_hard_negatives=0 leaves those sources no negatives at all"
+                )
+        if self.streaming and not isinstance(self.sampling, dict) and self.sampling != "proportional":
+            raise InputError(f"sampling={self.sampling!r}: how large streams are is not known, give weights by name")
+        if self.streaming and not self.in_batch_negatives:
+            raise InputError("streaming with in_batch_negatives=False: name the sources in no_in_batch_negatives")
+        for name, known in (("loss_scale", get_args(LossScale)), ("next_token_loss", get_args(Reduction))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name}={getattr(self, name)!r} is none of {', '.join(known)}")
+
+    def _check_transformers_own(self) -> None:
+        """Settings of transformers that would do nothing here, or something else than they say."""
+        if self.gradient_accumulation_steps != 1:
+            raise InputError(
+                "gradient_accumulation_steps must stay 1: raise embedding_batch_size and generative_batch_size, the "
+                "global batch is cut into rows of tokens_per_row whatever its size"
+            )
+        for name, instead in _WITHOUT_EFFECT.items():
+            if getattr(self, name, None) not in (None, False, 0, 0.0, "no"):
+                raise InputError(f"{name}={getattr(self, name)!r} has no effect here: {instead}")
+        for name in ("save_strategy", "eval_strategy"):
+            if getattr(getattr(self, name), "value", getattr(self, name)) == "epoch":
+                raise InputError(f"{name}='epoch': both halves have epochs of their own here; use 'steps'")
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            raise InputError("load_best_model_at_end needs metric_for_best_model, such as 'ndcg_at_10'")
 
     @property
     def n_gpu(self) -> int:

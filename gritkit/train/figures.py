@@ -189,14 +189,14 @@ class GradientHalves:
         self.figures: dict[str, Tensor] = {}
 
     def after_first(self) -> None:
-        self._first = [None if p.grad is None else _local(p.grad).detach().clone() for p in self._parameters]
+        self._first = [None if p.grad is None else local(p.grad).detach().clone() for p in self._parameters]
 
     def after_all(self) -> None:
         sums: Tensor | None = None
         for parameter, first in zip(self._parameters, self._first, strict=True):
             if parameter.grad is None:
                 continue
-            whole = _flat(_local(parameter.grad).detach())
+            whole = _flat(local(parameter.grad).detach())
             own = torch.zeros_like(whole) if first is None else _flat(first)
             other = whole - own
             parts = torch.stack([torch.dot(x, y) for x, y in ((own, own), (other, other), (own, other))])
@@ -216,7 +216,8 @@ class GradientHalves:
         }
 
 
-def _local(gradient: Tensor) -> Tensor:
+def local(gradient: Tensor) -> Tensor:
+    """This process's part of a tensor that is spread over processes."""
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 

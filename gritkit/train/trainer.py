@@ -7,7 +7,9 @@ This module knows nothing about kernels, prompts or file formats.
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import math
 import os
 import shutil
@@ -26,6 +28,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from gritkit.batch import token_budget
 from gritkit.checkpoint.load import load as load_checkpoint
+from gritkit.checkpoint.save import check_target
 from gritkit.data import (
     Data,
     PackedBatch,
@@ -42,11 +45,16 @@ from gritkit.train.checkpoints import load_whole_state, staged_by_all, whole_sta
 from gritkit.train.config import TrainConfig
 from gritkit.train.evaluation import HeldOut, evaluate
 from gritkit.train.failure import save_failed_batch
-from gritkit.train.figures import Figures, GradientHalves, ModelSize, matmul_rate, step_flops
+from gritkit.train.figures import Figures, GradientHalves, ModelSize, local, matmul_rate, step_flops
 from gritkit.train.step import LossScale, Objective, StepLosses, unified_step
 from gritkit.train.world import World
 
 SAMPLER = "sampler.json"
+_OF_THE_OBJECTIVE = (
+    "temperature", "embedding_weight", "generative_weight", "router_weight", "loss_scale", "next_token_loss",
+    "next_token_group",
+)  # fmt: skip
+_log = logging.getLogger("gritkit")
 
 
 class GritTrainer(Trainer):
@@ -66,6 +74,8 @@ class GritTrainer(Trainer):
         evaluation: Data | None = None,
         callbacks: Iterable[TrainerCallback] = (),
     ) -> None:
+        config = copy.copy(config)  # what is decided here is not for the next trainer
+        _check_trainable(model)
         self.config = config
         self.world = World.here(config.device)
         self.run_folder = resolve(config.output_dir or "")
@@ -78,15 +88,12 @@ class GritTrainer(Trainer):
             router_weight=config.router_weight,
             loss_scale=cast(LossScale, config.loss_scale),
         )
-        self.mixer, generates = batches_of(model, config, data, self.world)
-        self._frozen_head = None if generates else _freeze_untouched_head(model)
+        self.mixer, self._generates = batches_of(model, config, data, self.world)
         if config.max_steps < 1:
             config.max_steps = steps_of(config, self.mixer)
         use_cache = getattr(model.config, "use_cache", None)
         held_out = None if evaluation is None else held_out_of(model, config, evaluation)
         super().__init__(model=model, args=config, eval_dataset=cast(Any, held_out), callbacks=list(callbacks))
-        if config.recompute:
-            model.activation_checkpointing_enable()
         if use_cache is not None:  # Trainer switches it off, and it would be saved so
             model.config.use_cache = use_cache
         self.remove_callback(PrinterCallback)
@@ -96,10 +103,10 @@ class GritTrainer(Trainer):
             self.add_callback(LossCurves())
         self._stage: Path | None = None
         self._figures: Figures | None = None
-        self._size = size_of(model)
         self._budget = budget = config.tokens_per_row or token_budget(config.device)
         place = (0, 1) if config.streaming else (self.world.rank, self.world.size)
-        packing = Packing(self.objective.next_token.shares, len(model.tokens.bos_ids), place, budget)
+        num_bos = len(model.tokens.bos_ids)
+        packing = Packing(self.objective.next_token.shares, num_bos, model.context_length, place, budget)
         self._batches = PackedBatches(self.mixer, packing, config.dataloader_num_workers)
 
     # -- batches -------------------------------------------------------------------------------------------------
@@ -208,6 +215,8 @@ class GritTrainer(Trainer):
         if self.world.rank == 0:
             for torn in self.run_folder.glob(".checkpoint-*.tmp"):  # a kill left it; nothing else writes here
                 shutil.rmtree(torn, ignore_errors=True)
+        if not has_adapter(self.accelerator.unwrap_model(self.model)):
+            check_target(self.run_folder / "model")
         newest = get_last_checkpoint(str(self.run_folder)) if self.run_folder.is_dir() else None
         if not resume_from_checkpoint:
             if newest is not None:
@@ -221,25 +230,50 @@ class GritTrainer(Trainer):
             raise InputError(
                 f"{checkpoint} has done {state['global_step']} of {self.args.max_steps} steps: raise max_steps to go on"
             )
+        if not (Path(checkpoint) / "scheduler.pt").is_file():
+            raise InputError(
+                f"{checkpoint} holds a model but no state of its training: start anew from it as the model"
+            )
+        for name, before in state["settings"].items():
+            if before != (now := self._settings()[name]):
+                raise InputError(f"cannot resume with another {name}: it was {before!r} and is {now!r}")
         mixers = state["mixers"]
         self.mixer.load_state_dict(mixers[min(self.world.rank, len(mixers) - 1)])
         return self._train(checkpoint, **kwargs)
 
+    def _settings(self) -> dict[str, Any]:
+        """What a run that is resumed must have in common with the one before."""
+        root = self.accelerator.unwrap_model(self.model)
+        return {
+            **{name: str(getattr(self.config, name)) for name in _OF_THE_OBJECTIVE},
+            "embedding config": root.embedding_config.to_json(),
+        }
+
     def _train(self, checkpoint: str | None, **kwargs: Any) -> Any:
-        dtype = torch.bfloat16 if self.args.bf16 else self.accelerator.unwrap_model(self.model).dtype
+        model = self.accelerator.unwrap_model(self.model)
+        dtype = torch.bfloat16 if self.args.bf16 else model.dtype
+        frozen_head = None if self._generates else _freeze_untouched_head(model)
+        self._size = size_of(model)
         self._figures = Figures(self.world, matmul_rate(self.args.device, dtype))
+        if self.config.recompute:
+            model.activation_checkpointing_enable()
         try:
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
-            trained = self.accelerator.unwrap_model(self.model).eval()
-            if self._frozen_head is not None:
-                self._frozen_head.requires_grad_(True)
+            self._batches.close()
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval()
+            for left in ("forward", "_original_forward"):  # accelerate's autocast, which it leaves on the model
+                vars(model).pop(left, None)
+            if frozen_head is not None:
+                frozen_head.requires_grad_(True)
             if self.config.recompute:
-                trained.activation_checkpointing_disable()
+                model.activation_checkpointing_disable()
+            model.forget_fingerprint()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Weights by gritkit's own loader, into the model that is there."""
         root = self.accelerator.unwrap_model(model or self.model)
+        root.forget_fingerprint()
         if has_adapter(root):
             load_adapter_weights(root, resume_from_checkpoint)
             return
@@ -266,6 +300,7 @@ class GritTrainer(Trainer):
         folder = resolve(output_dir or self.run_folder)
         if folder == self.run_folder:  # a saved model replaces its folder, and the run lives in this one
             folder = folder / ("adapter" if adapted else "model")
+        self._check_finite()
         state = whole_state(model.lm)
         if self.args.should_save and adapted:
             save_adapter(model, folder, state_dict=state)
@@ -274,6 +309,16 @@ class GritTrainer(Trainer):
         self.world.wait()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _check_finite(self) -> None:
+        """Raises GritkitError where weights overflowed: what is saved is whole."""
+        weights = [local(p) for p in cast(nn.Module, self.model).parameters() if p.requires_grad]
+        broken = sum(not bool(torch.isfinite(weight).all()) for weight in weights)
+        if self.world.summed([broken])[0]:
+            raise GritkitError(
+                f"the weights are not finite after step {self.state.global_step}, and were not saved: lower "
+                "learning_rate"
+            )
 
     def _paused(self) -> AbstractContextManager[None]:
         """Time that is not training's."""
@@ -312,7 +357,7 @@ class GritTrainer(Trainer):
         if best is not None and Path(best).is_relative_to(stage):
             self.state.best_model_checkpoint = str(final)
             self.state.save_to_json(str(stage / TRAINER_STATE_NAME))
-        state = {"global_step": self.state.global_step, "mixers": mixers}
+        state = {"global_step": self.state.global_step, "settings": self._settings(), "mixers": mixers}
         write_atomic(stage / SAMPLER, json.dumps(state).encode())
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -332,8 +377,8 @@ def train(
     """Train ``model`` in place on ``data`` (a path, a hub id, or records) and save it to ``output_dir/model``.
 
     Returns the trainer, whose ``state.log_history`` holds the figures of every step. ``evaluation``: held-out data in
-    the same forms, or pairs of sentences, measured as ``eval_strategy`` says. ``resume``: True for the newest
-    checkpoint of ``output_dir``, or the folder of one.
+    the same forms, or pairs of sentences, measured as ``eval_strategy`` says, at the end where it says no.
+    ``resume``: True for the newest checkpoint of ``output_dir``, or the folder of one.
 
     Raises:
         RecordError: naming every record that cannot be used, before anything trains.
@@ -341,9 +386,26 @@ def train(
     """
     trainer = GritTrainer(model, config, data, evaluation=evaluation, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=resume)
+    if evaluation is not None and trainer.args.eval_strategy == "no":
+        trainer.evaluate()
     if save:
         trainer.save_model()
     return trainer
+
+
+def _check_trainable(model: GritModel) -> None:
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not weights:
+        raise InputError("nothing of this model trains: every weight is frozen (requires_grad is False)")
+    if getattr(model.config, "quantization_config", None) is not None and not has_adapter(model):
+        raise InputError(
+            "weights of 8 or 4 bits do not train: put an adapter on the model, gritkit.train.adapters.add_lora"
+        )
+    if any(torch.finfo(weight.dtype).bits <= 16 for weight in weights):
+        _log.warning(
+            "training weights of 16 bits: most updates are smaller than their rounding; load the model with "
+            "dtype='float32' (bf16=True computes in 16 bits all the same)"
+        )
 
 
 def size_of(model: GritModel) -> ModelSize:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gritkit.data import EmbeddingRecord, GenerativeRecord, Lengths, Mixer, Source, TokenisedData, tokenise
+from gritkit.data import EmbeddingRecord, GenerativeRecord, Lengths, Mixer, Source, TokenisedData, load, tokenise
 from gritkit.data.batches import ContrastiveBatch, MixedBatch
 from gritkit.errors import InputError
 from gritkit.prompts import prompt_format
@@ -303,3 +303,14 @@ def test_nonsense_is_refused() -> None:
             mixer(data, sampling=sampling)
     with pytest.raises(InputError, match="no records"):
         mixer(made())
+
+
+def test_a_hard_negative_that_is_a_positive_of_its_record_is_never_drawn() -> None:
+    records = [EmbeddingRecord.of(f"q {i}", [f"a {i}", f"b {i}"], [f"a {i}", f"b {i}", f"n {i}"]) for i in range(6)]
+    tokens = Tokens(tokenizer(), prompt_format("grit"))
+    data = tokenise(load(records), tokens, Lengths(query=64, passage=64, generative=64))
+    half = Mixer(data, embedding_batch_size=6, generative_batch_size=1, num_hard_negatives=1).draw().contrastive
+    assert half is not None
+    texts = [tokens.backend.decode(passage.ids.tolist()) for passage in half.passages[6:]]
+    assert len(texts) == 6
+    assert all(text.split("\n")[-1].startswith("n ") for text in texts)

@@ -22,7 +22,8 @@ def vectors(dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, 
 
 OWNER = [0, 1, 2, 3, 4, 0, 0, 1, 2, 2, 3, 4]
 QUERY_WORDS = [10, 11, 10, 13, 14]  # queries 0 and 2 read alike
-PASSAGE_WORDS = [20, 21, 22, 21, 24, 25, 26, 20, 28, 22, 30, 31]  # 1 = 3; 7 = positive of 0; 9 = positive of its own 2
+# 1 = 3; 7 = positive of 0; 8 = query 3 itself; 9 = positive of its own 2
+PASSAGE_WORDS = [20, 21, 22, 21, 24, 25, 26, 20, 13, 22, 30, 31]
 
 
 def told(alone: list[bool]) -> tuple[Asked, Offered]:
@@ -46,7 +47,9 @@ def slow_twin(queries: Tensor, passages: Tensor, loss: InfoNCE, alone: list[bool
             own = OWNER[j] == i
             same_text = PASSAGE_WORDS[j] == PASSAGE_WORDS[i]
             other_answer = j < len(queries) and QUERY_WORDS[OWNER[j]] == QUERY_WORDS[i]
-            if j != i and ((alone[i] and not own) or (loss.mask_same_text and (same_text or other_answer))):
+            itself = PASSAGE_WORDS[j] == QUERY_WORDS[i]
+            alike = same_text or other_answer or itself
+            if j != i and ((alone[i] and not own) or (loss.mask_same_text and alike)):
                 continue
             terms.append(((queries[i] * passages[j]).sum() / loss.temperature).exp())
         total = total - (((queries[i] * passages[i]).sum() / loss.temperature).exp() / torch.stack(terms).sum()).log()

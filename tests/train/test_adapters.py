@@ -17,7 +17,9 @@ from gritkit.errors import CheckpointError, GritkitError, InputError
 from gritkit.losses import InfoNCE, NextToken
 from gritkit.model import GritModel
 from gritkit.train import Objective, TrainConfig, train, unified_step
-from gritkit.train.adapters import add_lora, check_merge, load_adapted, load_adapter_weights, save_adapter
+from gritkit.train.adapters import add_lora, check_merge, load_adapted, load_adapter_weights, save_adapter, save_merged
+from gritkit.train.world import World
+from tests.distributed import in_processes
 from tests.models import ARCHITECTURES, TEXTS, config_of, gradients, grit_model, language_model, tokenizer
 
 OBJECTIVE = Objective(contrastive=InfoNCE(temperature=0.1), next_token=NextToken())
@@ -353,3 +355,18 @@ def test_a_base_of_four_bits(tmp_path: Path) -> None:
     assert check_merge(model, tmp_path / "adapter", TEXTS) < 5e-2
     other = load_adapted(tmp_path / "adapter", device="cpu", dtype="bfloat16", quantization="int4")
     np.testing.assert_allclose(other.embed(TEXTS), model.embed(TEXTS), atol=2e-2)
+
+
+def test_every_process_waits_for_the_merged_model(tmp_path: Path) -> None:
+    grit_model("llama", prompt_format="grit").save_pretrained(tmp_path / "base")
+
+    def one() -> list[str]:
+        model = GritModel.from_pretrained(tmp_path / "base", device="cpu")
+        add_lora(model, r=4)
+        if World.here().rank == 0:
+            save_adapter(model, tmp_path / "adapter")
+        World.here().wait()
+        save_merged(model, tmp_path / "adapter", tmp_path / "model", ["a text"])
+        return sorted(file.name for file in (tmp_path / "model").glob("*.safetensors"))
+
+    assert in_processes(2, one) == [["model.safetensors"]] * 2

@@ -273,3 +273,61 @@ def test_processes_stream_each_their_share_and_stay_one_model(tmp_path: Path) ->
     alone = train(model(), data, settings(tmp_path / "alone", **given), save=False)
     assert losses(alone) != first  # batches are other ones: each process has its share of the records
     np.testing.assert_allclose(losses(alone)[0], first[0], rtol=0.5)
+
+
+def test_nothing_of_a_run_stays_on_the_model(tmp_path: Path) -> None:
+    trained = model()
+    before = trained.fingerprint
+    train(trained, PAIRS, settings(tmp_path / "a", bf16=True, recompute=True), save=False)
+    assert "forward" not in vars(trained)  # accelerate's autocast
+    assert trained.fingerprint != before
+    assert all(p.requires_grad for p in trained.parameters())
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in trained.modules())
+    assert not trained.training
+    settled = settings(tmp_path / "a", max_steps=-1, num_train_epochs=1, recompute=True)
+    (tmp_path / "a" / "checkpoint-1").mkdir(parents=True)
+    with pytest.raises(InputError, match="is of an earlier run"):
+        train(trained, PAIRS, settled)
+    assert settled.max_steps == -1
+    assert all(p.requires_grad for p in trained.parameters())
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in trained.modules())
+
+
+def test_what_would_train_nothing_is_refused(tmp_path: Path) -> None:
+    lonely = [EmbeddingRecord.of(f"q {i}", [f"p {i}"]) for i in range(9)]
+    with pytest.raises(InputError, match="records has no in-batch negatives and its records no neg"):
+        train(model(), lonely, settings(tmp_path, in_batch_negatives=False))
+    with pytest.raises(InputError, match="every weight is frozen"):
+        train(model().requires_grad_(False), DATA, settings(tmp_path))
+    long = [EmbeddingRecord.of(f"q {i}", ["p " * 250], ["n " * 250], answer="a") for i in range(9)]
+    with pytest.raises(InputError, match=r"take \d+ tokens, the model's context is 512: lower passage_max_length"):
+        train(model(), long, settings(tmp_path))
+
+
+def test_weights_of_16_bits_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    GritTrainer(grit_model("llama", dtype=torch.bfloat16, prompt_format="grit"), settings(tmp_path), DATA)
+    assert "training weights of 16 bits" in caplog.text
+
+
+def test_weights_that_overflowed_are_not_saved(tmp_path: Path) -> None:
+    given = {"learning_rate": 1e38, "max_steps": 3, "save_strategy": "steps", "save_steps": 1, "max_grad_norm": 0.0}
+    with pytest.raises(GritkitError, match="not finite after step 1, and were not saved"):
+        train(model(), DATA, settings(tmp_path, optim="sgd", **given))
+    assert not [file for file in tmp_path.iterdir() if not file.name.startswith("failed")]
+
+
+def test_a_run_is_not_resumed_as_another(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    train(model(), DATA, settings(tmp_path, max_steps=2, **saving), save=False)
+    with pytest.raises(InputError, match=r"another temperature: it was '0.02' and is '0.1'"):
+        train(model(), DATA, settings(tmp_path, temperature=0.1, **saving), resume=True)
+    with pytest.raises(InputError, match="another embedding config"):
+        train(model(pooling="last"), DATA, settings(tmp_path, **saving), resume=True)
+    (tmp_path / "checkpoint-2" / "scheduler.pt").unlink()
+    with pytest.raises(InputError, match="holds a model but no state of its training"):
+        train(model(), DATA, settings(tmp_path, **saving), resume=True)
+
+
+def test_held_out_data_is_measured_at_the_end_where_nothing_else_is_said(tmp_path: Path) -> None:
+    trainer = train(model(), DATA, settings(tmp_path), evaluation=DATA, save=False)
+    assert [entry for entry in trainer.state.log_history if "eval_ndcg_at_10" in entry]
