@@ -7,7 +7,8 @@ Records are ``{"prompt", "completion", "label"}``, the label saying whether the 
 74.8 to 86.7, MTEB 66.8 to 66.7, without embedding records beside). Beta 0.1 and weights of 1 are those of Ethayarajh
 et al. 2024 (arXiv 2402.01306), the learning rate is that of trl's examples; 32 answers a step and 150 steps of warm-up
 are a usual choice, to be checked against a run of your own. One pass is made over the data. Where desired answers are
-many more or fewer, set the weights so that weight times number is about equal, or up to a third larger for the desired ones (eq. 8 there).
+many more or fewer, set the weights so that weight times number is about equal, or up to a third larger for the desired
+ones (eq. 8 there).
 
 ``embedding_data``, ``evaluation_data``, ``lora_rank`` and the output are those of ``align_dpo``. How far the model has
 moved is estimated from the answers of a pass, so ``batch_size`` should not be small; a step takes ``batches_per_step``
