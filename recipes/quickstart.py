@@ -132,6 +132,7 @@ def main(
         optim="adamw_torch_fused",
         bf16=_fast_bf16(),
         tokens_per_row=8192,
+        grad_cache=False,
         save_strategy="no",
         logging_steps=5,
         seed=seed,
