@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import inspect
+import itertools
 import json
 import runpy
 from pathlib import Path
@@ -95,3 +97,32 @@ def test_the_comparison_tables_every_run(tmp_path: Path, capsys: pytest.CaptureF
     rows = [line.split("|")[1].strip() for line in table.splitlines()]
     assert rows == ["run", "---", "before", "unified", "embedding only", "generation only"]
     assert all(line.count("±") == (0 if "before" in line else 3) for line in table.splitlines()[2:])
+
+
+def asked(shared: Path, folder: Path) -> Path:
+    """HotpotQA's questions as records with an answer: supporting passages are positives, the others distract."""
+    folder.mkdir()
+    rows = []
+    with gzip.open(shared / "data/rag/hotpotqa_mini/qa.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in itertools.islice(lines, 12):
+            row = json.loads(line)
+            passages = [[p["text"][:200] for p in row["passages"] if bool(p["gold"]) is gold] for gold in (True, False)]
+            given = {"query": row["question"][:60], "pos": passages[0], "neg": passages[1], "answer": row["answer"]}
+            rows.append(json.dumps(given))
+    (folder / "hotpot.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "grit_qlora"])
+def test_recipes_run_on_real_data_and_a_real_decoder(name: str, shared: Path, tmp_path: Path) -> None:
+    toy = shared / "data/contrastive/gritlm_toy"
+    data = asked(shared, tmp_path / "asked") if name == "grit_rag" else toy
+    sizes = {"embedding_batch_size": 4, "generative_batch_size": 2, "num_documents": 2}
+    options = {option: value for option, value in sizes.items() if option in OPTIONS[name]}
+    recipe(name)(
+        model=str(shared / "models/stories260K-hf"), data=str(data), output=str(tmp_path / "run"), max_steps=2,
+        bf16=False, learning_rate=1e-3, **options,
+    )  # fmt: skip
+    model = GritModel.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    assert model.embed("a text").shape == (64,)
+    assert model.complete("Once upon a time", max_new_tokens=4).text
