@@ -141,7 +141,7 @@ def load_adapter_weights(model: GritModel, folder: str | os.PathLike[str]) -> No
     if missing or result.unexpected_keys:
         wrong = (missing or result.unexpected_keys)[0]
         raise CheckpointError(f"the adapter {path} is of other layers than this model's (first: {wrong})")
-    model.__dict__.pop("fingerprint", None)
+    model.forget_fingerprint()
 
 
 def load_adapted(
@@ -250,7 +250,7 @@ def _hold(model: GritModel, lm: nn.Module) -> None:
     lm.train(model.lm.training)  # fresh dropout layers are in training mode, whatever the model is in
     model.lm = lm
     model._backbone = Backbone(lm)
-    model.__dict__.pop("fingerprint", None)
+    model.forget_fingerprint()
 
 
 def _check_adapter(path: Path) -> None:

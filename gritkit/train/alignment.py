@@ -228,7 +228,7 @@ def _run(
             lm.delete_adapter("ref")
         model.activation_checkpointing_disable()
         model.eval()
-        model.__dict__.pop("fingerprint", None)
+        model.forget_fingerprint()
     return [dict(entry) for entry in trainer.state.log_history if "loss" in entry]
 
 

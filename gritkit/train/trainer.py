@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import math
 import os
 import shutil
@@ -29,10 +28,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from gritkit.batch import token_budget
 from gritkit.checkpoint.load import load as load_checkpoint
 from gritkit.checkpoint.save import check_target
-from gritkit.data import (
-    Data,
-    PackedBatch,
-)
+from gritkit.data import Data, PackedBatch
 from gritkit.errors import GritkitError, InputError
 from gritkit.files import resolve, write_atomic
 from gritkit.losses import InfoNCE, NextToken
@@ -45,8 +41,9 @@ from gritkit.train.checkpoints import load_whole_state, staged_by_all, whole_sta
 from gritkit.train.config import TrainConfig
 from gritkit.train.evaluation import HeldOut, evaluate
 from gritkit.train.failure import save_failed_batch
-from gritkit.train.figures import Figures, GradientHalves, ModelSize, local, matmul_rate, step_flops
+from gritkit.train.figures import Figures, GradientHalves, local, matmul_rate, step_flops
 from gritkit.train.step import LossScale, Objective, StepLosses, unified_step
+from gritkit.train.weights import check_trainable, freeze_untouched_head, size_of
 from gritkit.train.world import World
 
 SAMPLER = "sampler.json"
@@ -54,7 +51,6 @@ _OF_THE_OBJECTIVE = (
     "temperature", "embedding_weight", "generative_weight", "router_weight", "loss_scale", "next_token_loss",
     "next_token_group",
 )  # fmt: skip
-_log = logging.getLogger("gritkit")
 
 
 class GritTrainer(Trainer):
@@ -75,7 +71,7 @@ class GritTrainer(Trainer):
         callbacks: Iterable[TrainerCallback] = (),
     ) -> None:
         config = copy.copy(config)  # what is decided here is not for the next trainer
-        _check_trainable(model)
+        check_trainable(model)
         self.config = config
         self.world = World.here(config.device)
         self.run_folder = resolve(config.output_dir or "")
@@ -142,8 +138,8 @@ class GritTrainer(Trainer):
         if not math.isfinite(losses.total.item()):
             self._fail(inputs, losses)
         assert self._figures is not None
-        flops = step_flops(self._size, inputs, recompute=self.config.recompute, twice=losses.twice)
-        self._figures.add(losses, inputs, flops)
+        self._flops = step_flops(self._size, inputs, recompute=self.config.recompute, twice=losses.twice)
+        self._figures.add(losses, inputs, self._flops)
         if halves is not None:
             self._figures.note(halves.figures)
         return losses.total
@@ -192,8 +188,8 @@ class GritTrainer(Trainer):
         return metrics
 
     def floating_point_ops(self, inputs: PackedBatch) -> int:  # type: ignore[override]
-        """Forward and backward of the model, without what is run twice."""
-        return int(step_flops(self._size, inputs, recompute=False)[0])
+        """Forward and backward of the model in the step just made, without what is run twice."""
+        return int(self._flops[0])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds both losses and tokens/s (means since the last log) to what transformers logs."""
@@ -252,7 +248,7 @@ class GritTrainer(Trainer):
     def _train(self, checkpoint: str | None, **kwargs: Any) -> Any:
         model = self.accelerator.unwrap_model(self.model)
         dtype = torch.bfloat16 if self.args.bf16 else model.dtype
-        frozen_head = None if self._generates else _freeze_untouched_head(model)
+        frozen_head = None if self._generates else freeze_untouched_head(model)
         self._size = size_of(model)
         self._figures = Figures(self.world, matmul_rate(self.args.device, dtype))
         if self.config.recompute:
@@ -391,55 +387,3 @@ def train(
     if save:
         trainer.save_model()
     return trainer
-
-
-def _check_trainable(model: GritModel) -> None:
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not weights:
-        raise InputError("nothing of this model trains: every weight is frozen (requires_grad is False)")
-    if getattr(model.config, "quantization_config", None) is not None and not has_adapter(model):
-        raise InputError(
-            "weights of 8 or 4 bits do not train: put an adapter on the model, gritkit.train.adapters.add_lora"
-        )
-    if any(torch.finfo(weight.dtype).bits <= 16 for weight in weights):
-        _log.warning(
-            "training weights of 16 bits: most updates are smaller than their rounding; load the model with "
-            "dtype='float32' (bf16=True computes in 16 bits all the same)"
-        )
-
-
-def size_of(model: GritModel) -> ModelSize:
-    """What the model's operations are counted by; of a mixture's experts those that a token is sent to."""
-    config = model.config.get_text_config()
-    head, inputs = (getattr(model.lm, f"get_{side}_embeddings")() for side in ("output", "input"))
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
-    idle = 1 - getattr(config, "num_experts_per_tok", 1) / experts if experts > 1 else 0.0
-    weights = {
-        name: p
-        for name, p in model.named_parameters()
-        if p is not inputs.weight and (head is None or p is not head.weight)
-    }
-    working = {name: p.numel() * (1 - idle * ("experts" in name.split("."))) for name, p in weights.items()}
-    heads = config.num_attention_heads
-    return ModelSize(
-        parameters=int(sum(working.values())),
-        head=inputs.weight.numel() if head is None else head.weight.numel(),
-        frozen=int(sum(working[name] for name, p in weights.items() if not p.requires_grad)),
-        frozen_head=0 if head is None or head.weight.requires_grad else head.weight.numel(),
-        causal_texts=model.embedding_config.embedding_attention == "causal",
-        attention=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
-        windows=model.windows,
-    )
-
-
-def _freeze_untouched_head(model: GritModel) -> nn.Module | None:
-    """Where nothing is generated, no gradient reaches an output layer of its own: it must not wait for one (DDP), nor
-    decay. Returns the layer, to be freed after the run."""
-    head = model.lm.get_output_embeddings()  # type: ignore[operator]
-    inputs = model.lm.get_input_embeddings()  # type: ignore[operator]
-    if head is None or head.weight is inputs.weight:
-        return None
-    if not head.weight.requires_grad:
-        return None
-    head.requires_grad_(False)
-    return cast(nn.Module, head)

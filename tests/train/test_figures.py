@@ -21,7 +21,7 @@ from gritkit.tokens import sequence
 from gritkit.train import figures as figures_module
 from gritkit.train.figures import Figures, GradientHalves, ModelSize, matmul_rate, step_flops
 from gritkit.train.step import StepLosses
-from gritkit.train.trainer import size_of
+from gritkit.train.weights import size_of
 from gritkit.train.world import World
 from tests.models import grit_model
 
