@@ -1,13 +1,15 @@
-"""What a knowledge base asks of the store behind it: rows by id, the nearest rows of a vector.
+"""What a knowledge base asks of the database behind it: chunks of documents by id, by vector and by words.
 
-:class:`gritkit.rag.lance.LanceStore` is the embedded one; a server needs these few methods and nothing else.
+A document is a list of chunks, one :class:`Row` each; it is replaced and deleted as a whole, in one commit, so a reader
+finds all of its chunks or none. :class:`gritkit.rag.lance.LanceStore` is the embedded one,
+:class:`gritkit.rag.postgres.PostgresStore` the server's; another needs these few methods and nothing else.
 
-This module knows nothing about models, key-values or any database.
+This module knows nothing about models, key-values or any database, and imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,43 +21,88 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One document as it is stored."""
+    """One chunk of a document as it is stored."""
 
-    id: str
+    document: str
+    """Id of the document that it is a part of."""
+    number: int
+    """Its place among the document's chunks, from 0."""
+    count: int
+    """How many chunks the document has."""
     text: str
     metadata: str
-    """JSON, the same for equal metadata."""
+    """JSON of the document's metadata, the same for equal metadata."""
     tags: tuple[str, ...]
     """What filters match."""
-    vector: Vector | None
-    """Unit length; left out of search results."""
+    digest: str
+    """Of the document's whole text and of how it was cut, so that an unchanged one is passed over."""
     token_ids: tuple[int, ...]
-    """As the model read it, so that its key-values can be computed again exactly."""
+    """As the model read the chunk, so that its key-values can be computed again exactly."""
     block_key: str
-    """Where its key-values are kept; empty for a model whose documents cannot be moved."""
+    """Where its key-values are kept; empty where none are."""
     fingerprint: str
     """Of the model that read it."""
+    vector: Vector | None = None
+    """Unit length; left out of search results."""
+
+    @property
+    def id(self) -> str:
+        """Unique in a knowledge base."""
+        return f"{self.document}#{self.number}"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is known of a document without reading its texts."""
+
+    digest: str
+    metadata: str
+    fingerprint: str
+    block_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a store holds."""
+
+    documents: int
+    chunks: int
 
 
 class DocumentStore(Protocol):
-    """Rows with unique ids. A method raises StoreError when the store fails; a call is whole or has not happened."""
+    """A method raises StoreError when the database fails; a call is whole or has not happened."""
 
-    def __len__(self) -> int: ...
+    def size(self) -> Size: ...
 
-    def get(self, ids: Sequence[str]) -> dict[str, Row]:
-        """The rows that exist among these ids, vectors included."""
+    def heads(self, documents: Sequence[str]) -> dict[str, Head]:
+        """The documents that exist among these ids."""
 
-    def upsert(self, rows: Sequence[Row]) -> None:
-        """Insert rows, each replacing the one of its id; the ids of one call differ."""
+    def get(self, documents: Sequence[str]) -> dict[str, list[Row]]:
+        """The chunks of the documents that exist, in order, vectors included."""
 
-    def delete(self, ids: Sequence[str]) -> int:
-        """Remove rows; returns how many there were."""
+    def replace(self, rows: Sequence[Row]) -> None:
+        """Every document that the rows name has exactly these chunks afterwards, whatever it had before."""
 
-    def search(self, vector: Vector, top_k: int, tags: Sequence[str]) -> list[tuple[Row, float]]:
-        """The nearest rows among those that have all the tags, by dot product, best first; exact."""
+    def delete(self, documents: Sequence[str]) -> int:
+        """Remove documents; returns how many there were."""
 
-    def referenced(self, block_keys: Sequence[str]) -> set[str]:
-        """Which of these blocks some row still needs."""
+    def nearest(self, vector: Vector, top_k: int, tags: Sequence[str] = ()) -> list[tuple[Row, float]]:
+        """The nearest chunks among those that have all the tags, by dot product, best first; equal ones by id.
+
+        Exact up to a size, beyond it by an index whose recall was measured when it was built (:meth:`optimize`).
+        """
+
+    def matching(self, text: str, top_k: int, tags: Sequence[str] = ()) -> list[tuple[Row, float]]:
+        """The chunks that share words with the text, by the database's full-text score, best first."""
+
+    def referenced(self, block_keys: Iterable[str]) -> set[str]:
+        """Which of these blocks some chunk still needs."""
+
+    def scan(self, batch_size: int = 256) -> Iterator[list[Row]]:
+        """All chunks, whole documents together and in order, vectors included, as of one moment."""
+
+    def optimize(self) -> None:
+        """Compact, drop old versions, and build or extend the indices that the size calls for."""
 
     def close(self) -> None:
-        """Let go of the store; it is not used afterwards."""
+        """Let go of the database; the store is not used afterwards."""
