@@ -1,112 +1,137 @@
-"""Document key-values on disk: one file per block, named by what it holds, checked on every read.
+"""Blocks of numbers on disk: one file per block, named by what it depends on, checked on every read.
 
-The name is a 256-bit digest over everything that the numbers depend on: format version, model, exact token ids, codec
-and a salt. A block of another model, tokenizer, prompt format or attention mode therefore has another name and cannot
-be reached; a torn, missing, foreign or corrupt file is ``None`` and a counted warning, and the caller reads the
-document again. Ids never become paths.
+The name is a 256-bit digest over everything that the numbers depend on, as the caller states it in the block's fields:
+digest of the model, codec, salt, exact token ids. A block of another model, tokenizer, prompt format or attention mode
+therefore has another name and cannot be reached; a torn, missing, foreign or corrupt file is ``None`` and a counted
+warning, and the caller makes the numbers again. Ids never become paths.
 
-    file     magic (8) | format version, header length (2 x uint32) | header (JSON, padded) | tensors | xxh3-128 (16)
-    tensors  keys of every layer, then values of every layer, raw, from a multiple of 64 bytes on
-
-Files are whole or absent (written beside, flushed, renamed). There is one codec so far, ``exact``: the tensors as they
-are. This module knows nothing about models, retrieval or what a block is worth keeping for.
+Files are whole or absent (written beside, flushed, renamed, folder flushed) and never change. Several processes may
+share a folder; a file that another one deleted is missing, no more. ``block_file`` has the format. This module knows
+nothing about models, documents or how numbers are coded.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 import logging
-import math
-import struct
-import sys
+import os
+import secrets
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from gritkit.errors import StoreError
+from gritkit.files import sync_folder
+from gritkit.kv import block_file
+from gritkit.kv.block_file import Block, Reading, UnusableError, key_of
+from gritkit.kv.cost_cache import Ranking
 
-from gritkit.errors import MissingExtraError, StoreError
-from gritkit.files import write_atomic
-from gritkit.kv.dockv import DocKV
+__all__ = ["Block", "BlockStore", "key_of"]
 
-FORMAT_VERSION = 1
-CODEC = "exact"
-
-_MAGIC = b"GRITKV\r\n"  # the line end shows a transfer in text mode
-_FIXED = struct.Struct("<8sII")
-_ALIGNMENT = 64
-_DIGEST_SIZE = 16
 _SUFFIX = ".kv"
+_TEMPORARY = ".tmp"
+_HEX = frozenset("0123456789abcdef")
 _WRITERS = 8
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-}
+_OPEN_AT_ONCE = 64
+_TOUCH_SECONDS = 60.0
+_LEFT_OVER_SECONDS = 3600.0
+_RESCAN_SHARE = 16  # other processes' blocks are counted again after each such part of the budget was written
 
 _log = logging.getLogger("gritkit")
 
 
-class _UnusableError(Exception):
-    """Why a file is not the block that was asked for."""
-
-
 class BlockStore:
-    """Blocks of one model in a folder. ``salt`` separates tenants: with another one the same document is not found.
+    """Blocks in a folder, which is made by the first put. Safe to use from several threads.
+
+    With ``max_bytes``, a put deletes the blocks that are least worth keeping (``cost_cache``: by last use and by cost
+    for their size) until the rest fits. Last use is kept as the time of the file, to the minute.
 
     Raises:
         MissingExtraError: without the package xxhash.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, *, salt: str = "") -> None:
-        _checksum(b"")
+    def __init__(self, folder: Path, *, max_bytes: int | None = None) -> None:
         self.folder = folder
+        self.max_bytes = max_bytes
         self.counts: Counter[str] = Counter()
-        """``hit``, ``missing`` and ``damaged`` reads so far."""
-        self._fingerprint = fingerprint
-        self._salt = salt
+        """``hit``, ``missing`` and ``damaged`` reads and ``evicted`` blocks so far."""
+        self._digest = block_file.checksum()
+        self._lock = threading.Lock()
+        self._ranking: Ranking | None = None
+        self._unscanned = 0
 
-    def key_of(self, ids: Sequence[int], num_bos: int) -> str:
-        """The name under which the key-values of these tokens are kept: 64 hexadecimal digits."""
-        return _key(self._fields(ids, num_bos))
+    def put(self, block: Block, *, cost: float | None = None) -> str:
+        """Keep a block; it is on the disk when this returns its key. A whole one that is there already stays.
 
-    def put(self, document: DocKV) -> str:
-        """Keep a document; returns its key. Raises StoreError when the disk refuses."""
-        fields = self._fields(document.ids, document.num_bos)
-        key = _key(fields)
+        ``cost`` is what making it again costs, in any unit; by default the number of integers in its fields' lists,
+        which are tokens. Raises StoreError when the disk refuses; then nothing of the block is there.
+        """
+        return self.put_many([block], costs=None if cost is None else [cost])[0]
+
+    def put_many(self, blocks: Sequence[Block], *, costs: Sequence[float] | None = None) -> list[str]:
+        """Keep blocks, several at a time: most of a write is waiting for the disk to have it."""
+        if costs is None:
+            costs = [_default_cost(block) for block in blocks]
         try:
-            write_atomic(self._path(key), _encode(document, fields))
+            if len(blocks) == 1:
+                written = [self._write(blocks[0], costs[0])]
+            else:
+                with ThreadPoolExecutor(_WRITERS) as pool:
+                    written = list(pool.map(self._write, blocks, costs))
+            for folder in {self._path(key).parent for key, _ in written}:
+                sync_folder(folder)
+            if written:
+                sync_folder(self.folder)
         except OSError as error:
             raise StoreError(f"cannot write a block to {self.folder}: {error.strerror or error}") from error
-        return key
+        if self.max_bytes is not None:
+            self._make_room({key: (size, cost) for (key, size), cost in zip(written, costs, strict=True)})
+        return [key for key, _ in written]
 
-    def put_many(self, documents: Sequence[DocKV]) -> list[str]:
-        """Keep documents, several at a time: most of a write is waiting for the disk to have it."""
-        with ThreadPoolExecutor(_WRITERS) as pool:
-            return list(pool.map(self.put, documents))
+    def get(self, key: str) -> Block | None:
+        """The block of that key; None, with a warning, when it is not there or not what it should be."""
+        return self.get_many([key])[0]
 
-    def get(self, key: str) -> DocKV | None:
-        """The document of that key, on the CPU; None, with a warning, when it is not there or not what it should be."""
-        path = self._path(key)
+    def get_many(self, keys: Sequence[str]) -> list[Block | None]:
+        """The blocks of those keys, read side by side. Arrays are views of one fresh buffer a block."""
+        found: dict[str, Block | None] = dict.fromkeys(keys)
+        distinct = list(found)
+        for start in range(0, len(distinct), _OPEN_AT_ONCE):
+            self._read_some(distinct[start : start + _OPEN_AT_ONCE], found)
+        return [found[key] for key in keys]
+
+    def read_ahead(self, keys: Collection[str]) -> None:
+        """Have the disk begin to read blocks that will be asked for; a hint, which never fails and does not wait."""
+        if hasattr(os, "posix_fadvise"):
+            for path in [self._path(key) for key in keys]:
+                block_file.pool().submit(_will_need, path)
+
+    def contains(self, key: str) -> bool:
+        """Whether there is a file of that name, whole or not."""
+        return self._path(key).is_file()
+
+    def verify(self, key: str) -> str | None:
+        """Why the block cannot be used; None when it is whole. Counts nothing."""
         try:
-            data = np.fromfile(path, dtype=np.uint8)
-            fields, document = _decode(data)
-            if _key(fields) != key or fields != self._fields(document.ids, document.num_bos):
-                raise _UnusableError("it holds another document, or belongs to another model")
+            reading = block_file.open_block(self._path(key), key, self._digest)
+            with contextlib.closing(reading):
+                block_file.read([reading], self._digest)
+                reading.block()
         except FileNotFoundError:
-            self._lost("missing", key, "there is no such file")
-            return None
-        except (_UnusableError, OSError) as error:
-            self._lost("damaged", key, str(error))
-            return None
-        self.counts["hit"] += 1
-        return document
+            return "there is no such file"
+        except (UnusableError, OSError) as error:
+            return str(error)
+        return None
 
     def delete(self, key: str) -> bool:
         """Remove a block; False when there was none."""
+        with self._lock:
+            if self._ranking is not None:
+                self._ranking.discard(key)
         try:
             self._path(key).unlink()
         except FileNotFoundError:
@@ -117,97 +142,169 @@ class BlockStore:
 
     def keys(self) -> Iterator[str]:
         """The keys of all blocks, of whichever model and condition, in no order."""
-        for path in self.folder.glob(f"??/??/*{_SUFFIX}"):
-            if not path.name.startswith("."):
-                yield path.name.removesuffix(_SUFFIX)
+        for entry in self._files():
+            if _is_key(key := entry.name.removesuffix(_SUFFIX)) and entry.name.endswith(_SUFFIX):
+                yield key
+
+    def size_of(self, key: str) -> int:
+        """Bytes of a block on disk; 0 when there is none."""
+        try:
+            return self._path(key).stat().st_size
+        except FileNotFoundError:
+            return 0
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all blocks on disk."""
-        return sum(self._path(key).stat().st_size for key in self.keys())
+        return sum(self.size_of(key) for key in self.keys())
 
-    def _fields(self, ids: Sequence[int], num_bos: int) -> dict[str, Any]:
-        """All that a block's numbers depend on; its digest is the key."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "model": self._fingerprint,
-            "codec": CODEC,
-            "salt": self._salt,
-            "num_bos": num_bos,
-            "ids": list(ids),
-        }
+    def sweep_temporary(self, *, older_than: float = _LEFT_OVER_SECONDS) -> int:
+        """Remove what killed writers left, from that many seconds ago or longer; returns how many files."""
+        removed = 0
+        for entry in self._files():
+            if entry.name.startswith(".") and entry.name.endswith(_TEMPORARY):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime >= older_than:
+                        os.unlink(entry)
+                        removed += 1
+        return removed
 
     def _path(self, key: str) -> Path:
-        if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+        if not _is_key(key):
             raise ValueError(f"not the key of a block: {key!r}")
-        return self.folder / key[:2] / key[2:4] / f"{key}{_SUFFIX}"
+        return self.folder / key[:2] / f"{key}{_SUFFIX}"
+
+    def _files(self) -> Iterator[os.DirEntry[str]]:
+        try:
+            folders = sorted(entry.path for entry in os.scandir(self.folder) if len(entry.name) == 2)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+                yield from entries
+
+    def _write(self, block: Block, cost: float) -> tuple[str, int]:
+        """(key, bytes) of a block that is on the disk, but for its folder's entry."""
+        key, parts = block_file.encode(block, cost=cost)
+        path = self._path(key)
+        if path.exists() and self.verify(key) is None:
+            with contextlib.suppress(OSError):
+                os.utime(path)
+            return key, self.size_of(key)
+        temporary = path.with_name(f".{key[:16]}.{secrets.token_hex(8)}{_TEMPORARY}")
+        try:
+            with _create(temporary) as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        return key, sum(len(part) for part in parts)
+
+    def _read_some(self, keys: Sequence[str], found: dict[str, Block | None]) -> None:
+        readings: dict[str, Reading] = {}
+        with contextlib.ExitStack() as stack:
+            for key in keys:
+                try:
+                    readings[key] = block_file.open_block(self._path(key), key, self._digest)
+                    stack.callback(readings[key].close)
+                except FileNotFoundError:
+                    self._lost("missing", key, "there is no such file")
+                except (UnusableError, OSError) as error:
+                    self._lost("damaged", key, str(error))
+            block_file.read(list(readings.values()), self._digest)
+        for key, reading in readings.items():
+            try:
+                found[key] = reading.block()
+            except UnusableError as error:
+                self._lost("damaged", key, str(error))
+                continue
+            self._used(key, reading.modified)
+
+    def _used(self, key: str, modified: float) -> None:
+        if time.time() - modified > _TOUCH_SECONDS:
+            with contextlib.suppress(OSError):
+                os.utime(self._path(key))
+        with self._lock:
+            self.counts["hit"] += 1
+            if self._ranking is not None:
+                self._ranking.touch(key)
 
     def _lost(self, kind: str, key: str, reason: str) -> None:
-        self.counts[kind] += 1
+        with self._lock:
+            self.counts[kind] += 1
+            count = self.counts[kind]
         _log.warning("block %s of cached key-values is not used: %s (%s blocks so far: %d)",
-                     key[:12], reason, kind, self.counts[kind])  # fmt: skip
+                     key[:12], reason, kind, count)  # fmt: skip
+
+    def _make_room(self, put: dict[str, tuple[int, float]]) -> None:
+        """Count what was put, and delete others until all fit."""
+        assert self.max_bytes is not None
+        with self._lock:
+            self._unscanned += sum(size for size, _ in put.values())
+            if self._ranking is None or self._unscanned * _RESCAN_SHARE > self.max_bytes:
+                self._scan()
+            assert self._ranking is not None
+            for key, (size, cost) in put.items():
+                self._ranking.put(key, size=size, cost=cost)
+            while self._ranking.num_bytes > self.max_bytes:
+                victim = self._ranking.pop_lowest(spare=put.keys())
+                if victim is None:
+                    break
+                with contextlib.suppress(FileNotFoundError):
+                    self._path(victim).unlink()
+                    self.counts["evicted"] += 1
+
+    def _scan(self) -> None:
+        """Bring the ranking up to what is in the folder, which other processes change too.
+
+        The clock of the process that wrote a block is not on disk. At the first scan the order by last use stands for
+        it: while a full store is replaced once, the clock rises by about the mean of cost / size.
+        """
+        first = self._ranking is None
+        ranking = self._ranking = self._ranking or Ranking()
+        self._unscanned = 0
+        there = {}
+        for key in self.keys():
+            with contextlib.suppress(FileNotFoundError):
+                there[key] = self._path(key).stat()
+        for key in [key for key in ranking if key not in there]:
+            ranking.discard(key)
+        new = sorted((key for key in there if key not in ranking), key=lambda key: there[key].st_mtime_ns)
+        costs = [block_file.cost_of(self._path(key)) for key in new]
+        mean = sum(cost / max(there[key].st_size, 1) for key, cost in zip(new, costs, strict=True)) / max(len(new), 1)
+        for number, (key, cost) in enumerate(zip(new, costs, strict=True)):
+            if first:
+                ranking.clock = mean * number / len(new)
+            ranking.put(key, size=there[key].st_size, cost=cost)
 
 
-def _key(fields: dict[str, Any]) -> str:
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+def _is_key(text: str) -> bool:
+    return len(text) == 64 and set(text) <= _HEX
 
 
-def _encode(document: DocKV, fields: dict[str, Any]) -> bytes:
-    tensors = [tensor.detach().cpu().contiguous() for tensor in (*document.keys, *document.values)]
-    described = [{"dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)} for x in tensors]
-    for one in described:
-        if one["dtype"] not in _DTYPES:
-            raise StoreError(f"key-values of type {one['dtype']} cannot be stored: known are {', '.join(_DTYPES)}")
-    header = json.dumps({"key": fields, "byteorder": sys.byteorder, "tensors": described}).encode()
-    header += b" " * (-(_FIXED.size + len(header)) % _ALIGNMENT)
-    parts = [_FIXED.pack(_MAGIC, FORMAT_VERSION, len(header)), header]
-    parts += [tensor.view(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors]
-    return b"".join([*parts, _checksum(*parts)])
+def _default_cost(block: Block) -> float:
+    lists = (value for value in block.fields.values() if isinstance(value, (list, tuple)))
+    return float(sum(map(len, lists)) or 1)
 
 
-def _decode(data: NDArray[np.uint8]) -> tuple[dict[str, Any], DocKV]:
-    """(key fields, document), views of ``data``. Raises _UnusableError."""
-    end = len(data) - _DIGEST_SIZE
-    if end < _FIXED.size:
-        raise _UnusableError(f"it is torn: {len(data)} bytes")
-    magic, version, header_size = _FIXED.unpack(data[: _FIXED.size].tobytes())
-    if magic != _MAGIC:
-        raise _UnusableError("it is not a block of key-values")
-    if version != FORMAT_VERSION:
-        raise _UnusableError(f"it has format version {version} and this gritkit reads {FORMAT_VERSION}")
-    if _checksum(data[:end].data) != data[end:].tobytes():
-        raise _UnusableError("its checksum is wrong (torn or corrupt)")
-    start = _FIXED.size + header_size
+def _create(path: Path) -> BinaryIO:
+    """A new file, in a new folder where there is none yet."""
     try:
-        header = json.loads(data[_FIXED.size : start].tobytes())
-        fields = header["key"]
-        if header["byteorder"] != sys.byteorder:
-            raise _UnusableError(f"it was written on a {header['byteorder']}-endian machine")
-        tensors = []
-        for described in header["tensors"]:
-            dtype, shape = _DTYPES[described["dtype"]], tuple(described["shape"])
-            size = math.prod(shape) * dtype.itemsize
-            if start + size > end:
-                raise _UnusableError("its header and its length disagree")
-            tensors.append(torch.from_numpy(data[start : start + size]).view(dtype).view(shape))
-            start += size
-        half = len(tensors) // 2
-        document = DocKV(tuple(fields["ids"]), fields["num_bos"], tuple(tensors[:half]), tuple(tensors[half:]))
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise _UnusableError(f"its header cannot be understood: {error}") from None
-    if start != end:
-        raise _UnusableError("its header and its length disagree")
-    return fields, document
+        return path.open("xb")
+    except FileNotFoundError:
+        root = path.parent.parent
+        missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            sync_folder(folder.parent)
+        return path.open("xb")
 
 
-def _checksum(*parts: bytes | memoryview) -> bytes:
-    """xxh3-128 of the parts joined: faster than the disk, unlike sha256. Not a signature: it finds accidents."""
-    try:
-        from xxhash import xxh3_128
-    except ImportError:
-        raise MissingExtraError("xxhash", "rag") from None
-    state = xxh3_128()
-    for part in parts:
-        state.update(part)
-    return state.digest()
+def _will_need(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
