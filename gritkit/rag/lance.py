@@ -1,145 +1,272 @@
-"""The embedded store: one LanceDB table in a folder, searched exactly.
+"""The embedded store: one LanceDB table in a folder or on object storage.
 
-Writes go through ``merge_insert`` (LanceDB's ``add`` would duplicate ids), one table version per call; small files are
-compacted when many have gathered. Filters run inside LanceDB before the search, so ``top_k`` counts what passes them.
+Writes go through ``merge_insert`` (LanceDB's ``add`` would duplicate ids): one call, one version of the table, whatever
+a document had before. Filters run inside LanceDB before the search, so ``top_k`` counts what passes them.
 
-This module knows nothing about models or key-values.
+This module knows nothing about models or key-values, and imports no torch.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gritkit.errors import MissingExtraError, StoreError
-from gritkit.rag.store import Row, Vector
+from gritkit.rag.store import Head, Row, Size, Vector
 
-_TABLE = "documents"
-_COLUMNS = ["id", "text", "metadata", "tags", "token_ids", "block_key", "fingerprint"]
-_MANY_FRAGMENTS = 32
-_IDS_AT_ONCE = 500  # a filter is parsed as text; thousands of ids in one would be slow
+T = TypeVar("T")
+
+_SCALARS = ("id", "document", "text", "metadata", "digest", "block_key", "fingerprint")
+_NUMBERS = ("number", "count")
+_COLUMNS = ("id", "document", "number", "count", "text", "metadata", "tags", "digest", "token_ids", "block_key",
+            "fingerprint")  # fmt: skip
+_VALUES_AT_ONCE = 1000  # a filter is parsed as text
+_ATTEMPTS = 20
+_LONGEST_WAIT_S = 1.0
+_KEPT = timedelta(minutes=10)  # a reader of an older version has this long to finish
+_TABLE = re.compile(r"documents_(\d+)")
 
 
 class LanceStore:
-    """A :class:`gritkit.rag.store.DocumentStore`. Several may be open on one folder; each sees the others' writes.
+    """A :class:`gritkit.rag.store.DocumentStore`. Several may be open on one place; each sees the others' writes.
+
+    Args:
+        where: A folder, or the URI of a place on object storage (``s3://``, ``gs://``, ``az://``).
+        dim: Length of the vectors.
+        generation: Which of the tables in that place; re-indexing fills the next one beside the one in use.
 
     Raises:
-        MissingExtraError: without the package lancedb. StoreError: for a folder that cannot be opened.
+        MissingExtraError: without the package lancedb. StoreError: for a place that cannot be opened.
     """
 
-    def __init__(self, folder: Path, dim: int) -> None:
-        os.environ.setdefault("LANCEDB_LOG", "error")  # its own default writes warnings to stderr
-        try:
-            import lancedb
-            import pyarrow as pa
-        except ImportError:
-            raise MissingExtraError("lancedb", "rag") from None
-        self._folder = folder
-        self._schema = pa.schema(
-            [
-                pa.field("id", pa.string(), nullable=False),
-                pa.field("text", pa.string(), nullable=False),
-                pa.field("metadata", pa.string(), nullable=False),
-                pa.field("tags", pa.list_(pa.string()), nullable=False),
-                pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
-                pa.field("block_key", pa.string(), nullable=False),
-                pa.field("fingerprint", pa.string(), nullable=False),
-                pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
-            ]
-        )
+    def __init__(self, where: str | Path, dim: int, *, generation: int = 0) -> None:
+        self._where = str(where)
         self._dim = dim
-        with self._errors("open"):
-            # interval 0: every read looks for what others wrote
-            database = lancedb.connect(folder, read_consistency_interval=timedelta(0))
-            self._table: Any = database.create_table(_TABLE, schema=self._schema, exist_ok=True)
+        self._table: Any = None
+        with _errors("open", self._where):
+            self._database = _connect(self._where)
+            self._table = self._open(f"documents_{generation}")
 
-    def __len__(self) -> int:
+    @staticmethod
+    def generations(where: str | Path) -> list[int]:
+        """The tables that exist there, oldest first."""
+        with _errors("read", str(where)):
+            names = (_TABLE.fullmatch(name) for name in _names(_connect(str(where))))
+            return sorted(int(found.group(1)) for found in names if found)
+
+    @staticmethod
+    def drop_generation(where: str | Path, generation: int) -> None:
+        """Delete a table; one that does not exist is passed over."""
+        with _errors("write", str(where)):
+            _connect(str(where)).drop_table(f"documents_{generation}", ignore_missing=True)
+
+    def size(self) -> Size:
         with self._errors("read"):
-            return int(self._table.count_rows())
+            chunks = int(self._table.count_rows())
+            return Size(documents=int(self._table.count_rows("number = 0")), chunks=chunks)
 
-    def get(self, ids: Sequence[str]) -> dict[str, Row]:
-        rows: dict[str, Row] = {}
+    def heads(self, documents: Sequence[str]) -> dict[str, Head]:
+        columns = ("document", "number", "digest", "metadata", "fingerprint", "block_key")
+        chunks: dict[str, list[dict[str, Any]]] = {}
         with self._errors("read"):
-            for filtered in _filters("id", ids):
-                query = self._table.search().where(filtered).limit(_IDS_AT_ONCE).select([*_COLUMNS, "vector"])
-                rows |= {found["id"]: _row(found) for found in query.to_list()}
-        return rows
+            for found in self._where_in("document", documents, columns):
+                chunks.setdefault(found["document"], []).append(found)
+        heads = {}
+        for document, parts in chunks.items():
+            parts.sort(key=lambda part: int(part["number"]))
+            keys = tuple(part["block_key"] for part in parts)
+            heads[document] = Head(parts[0]["digest"], parts[0]["metadata"], parts[0]["fingerprint"], keys)
+        return heads
 
-    def upsert(self, rows: Sequence[Row]) -> None:
+    def get(self, documents: Sequence[str]) -> dict[str, list[Row]]:
+        rows: dict[str, list[Row]] = {}
+        with self._errors("read"):
+            for found in self._where_in("document", documents, (*_COLUMNS, "vector")):
+                rows.setdefault(found["document"], []).append(_row(found))
+        return {document: sorted(parts, key=lambda row: row.number) for document, parts in rows.items()}
+
+    def replace(self, rows: Sequence[Row]) -> None:
         if not rows:
             return
+        data = self._to_arrow(rows)
+        mine = f"document IN ({', '.join(_quoted(one) for one in dict.fromkeys(row.document for row in rows))})"
         with self._errors("write"):
             merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(self._to_arrow(rows))
-            if self._table.stats()["fragment_stats"]["num_small_fragments"] > _MANY_FRAGMENTS:
-                self._table.optimize()
+            merge = merge.when_not_matched_by_source_delete(mine)
+            self._committed(lambda: merge.execute(data))
 
-    def delete(self, ids: Sequence[str]) -> int:
+    def delete(self, documents: Sequence[str]) -> int:
+        given = list(dict.fromkeys(documents))
+        if not given:
+            return 0
+        known = len(self.heads(given))
         with self._errors("write"):
-            return sum(int(self._table.delete(filtered).num_deleted_rows) for filtered in _filters("id", ids))
+            filtered = f"document IN ({', '.join(map(_quoted, given))})"
+            self._committed(lambda: self._table.delete(filtered))
+        return known
 
-    def search(self, vector: Vector, top_k: int, tags: Sequence[str]) -> list[tuple[Row, float]]:
+    def nearest(self, vector: Vector, top_k: int, tags: Sequence[str] = ()) -> list[tuple[Row, float]]:
         with self._errors("read"):
             query = self._table.search(vector).distance_type("dot").limit(top_k).select([*_COLUMNS, "_distance"])
             if tags:
-                query = query.where(" AND ".join(f"array_has(tags, {_quoted(tag)})" for tag in tags), prefilter=True)
+                query = query.where(_having(tags), prefilter=True)
             found = [(_row(one), 1.0 - one["_distance"]) for one in query.to_list()]  # its distance is 1 - dot
         return sorted(found, key=lambda pair: (-pair[1], pair[0].id))
 
-    def referenced(self, block_keys: Sequence[str]) -> set[str]:
-        found: set[str] = set()
+    def matching(self, text: str, top_k: int, tags: Sequence[str] = ()) -> list[tuple[Row, float]]:
+        import lancedb.query
+
+        match: Any = lancedb.query.MatchQuery  # its optional fields look required to a type checker
+        if not text.strip():
+            return []
         with self._errors("read"):
-            for filtered in _filters("block_key", block_keys):
-                rows = self._table.search().where(filtered).limit(max(1, len(self))).select(["block_key"]).to_list()
-                found |= {row["block_key"] for row in rows}
-        return found
+            if not any(index.columns == ["text"] for index in self._table.list_indices()):
+                return []
+            query = self._table.search(match(text, "text")).limit(top_k).select([*_COLUMNS, "_score"])
+            if tags:
+                query = query.where(_having(tags), prefilter=True)
+            found = [(_row(one), float(one["_score"])) for one in query.to_list()]
+        return sorted(found, key=lambda pair: (-pair[1], pair[0].id))
+
+    def referenced(self, block_keys: Iterable[str]) -> set[str]:
+        asked = list(dict.fromkeys(block_keys))
+        with self._errors("read"):
+            return {str(found["block_key"]) for found in self._where_in("block_key", asked, ("block_key",))}
+
+    def scan(self, batch_size: int = 256) -> Iterator[list[Row]]:
+        with self._errors("read"):
+            moment = self._database.open_table(self._table.name)
+            moment.checkout(self._table.version)
+            order = moment.search().select(["document", "number"]).with_row_id(True).to_arrow()
+            order = order.sort_by([("document", "ascending"), ("number", "ascending")])
+            addresses = order["_rowid"].to_numpy()
+        for start in range(0, len(addresses), batch_size):
+            with self._errors("read"):
+                wanted = addresses[start : start + batch_size].tolist()
+                taken = moment.take_row_ids(wanted).select([*_COLUMNS, "vector"]).to_list()
+            yield [_row(found) for found in taken]
+
+    def optimize(self) -> None:
+        from lancedb.index import FTS
+
+        with self._errors("write"):
+            self._committed(lambda: self._table.optimize(cleanup_older_than=_KEPT))
+            if not any(index.columns == ["text"] for index in self._table.list_indices()):
+                self._committed(
+                    lambda: self._table.create_index("text", config=FTS(stem=False, remove_stop_words=False))
+                )
 
     def close(self) -> None:
         self._table = None
 
+    # -- LanceDB ---------------------------------------------------------------------------------------------------
+
+    def _open(self, name: str) -> Any:
+        if name in _names(self._database):
+            return self._database.open_table(name)
+        return self._database.create_table(name, schema=_schema(self._dim), exist_ok=True)
+
+    def _where_in(self, column: str, values: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(values), _VALUES_AT_ONCE):
+            filtered = f"{column} IN ({', '.join(map(_quoted, values[start : start + _VALUES_AT_ONCE]))})"
+            yield from self._table.search().where(filtered).limit(None).select(list(columns)).to_arrow().to_pylist()
+
+    def _committed(self, write: Callable[[], T]) -> T:
+        """A write that other writers may have overtaken, tried again on what they left."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return write()
+            except (OSError, RuntimeError, ValueError) as error:
+                if attempt == _ATTEMPTS - 1 or not re.search("conflict|concurrent", str(error), re.IGNORECASE):
+                    raise
+            time.sleep(random.uniform(0, min(_LONGEST_WAIT_S, 0.01 * 2**attempt)))
+        raise AssertionError("the last attempt returned or raised")
+
     def _to_arrow(self, rows: Sequence[Row]) -> Any:
         import pyarrow as pa
 
+        schema = _schema(self._dim)
         vectors = np.stack([row.vector for row in rows if row.vector is not None]).astype(np.float32)
-        columns = [pa.array([getattr(row, name) for row in rows], self._schema.field(name).type) for name in _COLUMNS]
+        assert vectors.shape == (len(rows), self._dim), "every row brings a vector of the table's length"
+        columns = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in _COLUMNS]
         columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self._dim))
-        return pa.Table.from_arrays(columns, schema=self._schema)
+        return pa.Table.from_arrays(columns, schema=schema)
 
     @contextmanager
     def _errors(self, verb: str) -> Iterator[None]:
-        """Whatever LanceDB raises, as one line; it has no base class of its own."""
-        if verb != "open" and self._table is None:
+        if self._table is None:
             raise StoreError("this knowledge base was closed: open it again")
-        try:
+        with _errors(verb, self._where):
             yield
-        except (OSError, RuntimeError, ValueError) as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise StoreError(f"cannot {verb} the knowledge base in {self._folder}: {line:.300}") from error
+
+
+@contextmanager
+def _errors(verb: str, where: str) -> Iterator[None]:
+    """Whatever LanceDB raises, as one line; it has no base class of its own."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StoreError(f"cannot {verb} the knowledge base in {where}: {line:.300}") from error
+
+
+def _connect(where: str) -> Any:
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its own default writes warnings to stderr
+    try:
+        import lancedb
+    except ImportError:
+        raise MissingExtraError("lancedb", "rag") from None
+    return lancedb.connect(where, read_consistency_interval=timedelta(0))  # 0: every read looks for others' writes
+
+
+def _names(database: Any) -> list[str]:
+    names: list[str] = []
+    page = ""
+    while True:
+        found = database.list_tables(page_token=page or None)
+        names += found.tables
+        page = found.page_token or ""
+        if not page:
+            return names
+
+
+def _schema(dim: int) -> Any:
+    import pyarrow as pa
+
+    types = {name: pa.string() for name in _SCALARS} | {name: pa.int32() for name in _NUMBERS}
+    types |= {"tags": pa.list_(pa.string()), "token_ids": pa.list_(pa.int32())}
+    fields = [pa.field(name, types[name], nullable=False) for name in _COLUMNS]
+    return pa.schema([*fields, pa.field("vector", pa.list_(pa.float32(), dim), nullable=False)])
 
 
 def _row(found: dict[str, Any]) -> Row:
     vector = found.get("vector")
     return Row(
-        id=found["id"],
+        document=found["document"],
+        number=found["number"],
+        count=found["count"],
         text=found["text"],
         metadata=found["metadata"],
         tags=tuple(found["tags"]),
-        vector=None if vector is None else np.asarray(vector, dtype=np.float32),
+        digest=found["digest"],
         token_ids=tuple(found["token_ids"]),
         block_key=found["block_key"],
         fingerprint=found["fingerprint"],
+        vector=None if vector is None else np.asarray(vector, dtype=np.float32),
     )
 
 
-def _filters(column: str, values: Sequence[str]) -> Iterator[str]:
-    for start in range(0, len(values), _IDS_AT_ONCE):
-        yield f"{column} IN ({', '.join(map(_quoted, values[start : start + _IDS_AT_ONCE]))})"
+def _having(tags: Sequence[str]) -> str:
+    return " AND ".join(f"array_has(tags, {_quoted(tag)})" for tag in tags)
 
 
 def _quoted(text: str) -> str:
