@@ -1,8 +1,9 @@
-"""The one file that says what a knowledge base is: its format, the model that read it, the size of its vectors.
+"""What a knowledge base says about itself: its format, the model that read it, how its documents were cut.
 
-It is written first and never changed, so a folder either says what it is or is not a knowledge base.
+It is written before anything else and afterwards only changes as a whole, so a place either says what it is or is not a
+knowledge base. What it says must agree with the model that opens it; how documents are cut counts when it is made.
 
-This module knows nothing about documents or stores.
+This module knows nothing about where manifests are kept (:mod:`gritkit.rag.place`), documents or stores.
 """
 
 from __future__ import annotations
@@ -10,57 +11,68 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from gritkit.errors import StoreError
-from gritkit.files import write_atomic
 
-FORMAT_VERSION = 1
-FILE_NAME = "gritkit_kb.json"
+FORMAT_VERSION = 2
+_AGREE = {"fingerprint": "model", "dim": "vector length", "prompt_format": "prompt format", "codec": "codec"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What must agree between a knowledge base and the model that opens it."""
+    """Everything that must be known to read a knowledge base."""
 
     fingerprint: str
+    """Of the model that reads the documents."""
     dim: int
     prompt_format: str
+    codec: str = "int8"
+    """Of the key-values."""
+    chunk_tokens: int = 512
+    """Longest chunk; counts when the knowledge base is made."""
+    chunk_overlap: int = 0
+    """Tokens that neighbouring chunks share at most; counts when the knowledge base is made."""
+    generation: int = 0
+    """Which of the store's tables is in use; another model's vectors go to the next one."""
 
-    def open(self, folder: Path) -> None:
-        """Check the folder's manifest against this one, or make the folder and write it.
+    def to_json(self) -> str:
+        return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=2) + "\n"
 
-        Raises:
-            StoreError: for another model, another format version, a broken manifest, or a folder of something else.
-        """
-        path = folder / FILE_NAME
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str) -> Manifest:
+        """Raises StoreError for another format version, and for what is no manifest."""
         try:
-            if path.exists():
-                self._check(path)
-                return
-            if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-                raise StoreError(f"{folder} is not empty and holds no knowledge base: name a new or an empty folder")
-            fields = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
-            write_atomic(path, (json.dumps(fields, indent=2) + "\n").encode())
-        except OSError as error:
-            raise StoreError(f"cannot open the knowledge base {folder}: {error.strerror or error}") from error
-
-    def _check(self, path: Path) -> None:
-        folder = path.parent
-        try:
-            found = json.loads(path.read_bytes())
+            found = json.loads(text)
             version = found["format_version"]
-        except (ValueError, KeyError, TypeError):
-            raise StoreError(f"{path} is damaged: restore it, or index the documents again into a new folder") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise _damaged(where) from None
         if version != FORMAT_VERSION:
             raise StoreError(
-                f"{folder} has knowledge-base format {version!r} and this gritkit reads {FORMAT_VERSION}: "
-                "index the documents again into a new folder, or use the gritkit that made it"
+                f"{where} has knowledge-base format {version!r:.20} and this gritkit reads {FORMAT_VERSION}: "
+                "index the documents again into a new place, or use the gritkit that made it"
             )
-        for name, mine in dataclasses.asdict(self).items():
-            if found.get(name) != mine:
-                theirs, here = (str(value)[:12] for value in (found.get(name), mine))
+        fields = {field.name: found.get(field.name) for field in dataclasses.fields(cls)}
+        if not _plausible(fields):
+            raise _damaged(where)
+        return cls(**fields)
+
+    def check_agrees(self, stored: Manifest, where: str) -> None:
+        """Raises StoreError when ``stored``, of the knowledge base ``where``, was made under other conditions."""
+        for name, what in _AGREE.items():
+            theirs, mine = getattr(stored, name), getattr(self, name)
+            if theirs != mine:
                 raise StoreError(
-                    f"{folder} was indexed with another model ({name} {theirs}, this one has {here}): "
-                    "open it with that model and its settings, or index the documents again into a new folder"
+                    f"{where} was indexed with another {what} ({theirs!s:.12}, this one is {mine!s:.12}): open it "
+                    f"with what it was made with, or convert it with: gritkit kb reindex {where}"
                 )
+
+
+def _plausible(fields: dict[str, Any]) -> bool:
+    texts = all(isinstance(fields[name], str) for name in ("fingerprint", "prompt_format", "codec"))
+    least = {"dim": 1, "chunk_tokens": 1, "chunk_overlap": 0, "generation": 0}
+    return texts and all(type(fields[name]) is int and least[name] <= fields[name] < 1 << 31 for name in least)
+
+
+def _damaged(where: str) -> StoreError:
+    return StoreError(f"the manifest of {where} is damaged: restore it, or index the documents again into a new place")
