@@ -71,6 +71,16 @@ def embed_sequences(
     return vectors
 
 
+def kept_tokens(length: int, window: int | None) -> int:
+    """How many of a document's last tokens a layer keeps: what follows sees keys in (query - window, query]."""
+    return length if window is None else min(length, window - 1)
+
+
+def num_prompt(sequence: TokenSeq) -> int:
+    """Leading tokens that are not the text's own: beginning of text and prompt format."""
+    return int(sequence.pool_mask.argmax())
+
+
 @torch.inference_mode()
 def read_sequences(
     backbone: Backbone,
@@ -93,14 +103,17 @@ def read_sequences(
         )
         vectors[row] = unit(pool_texts(hidden_TH, batch, config.pooling)[:, :dim]).float().cpu()
         layers = [tuple(x[0].cpu() for x in kept[layer]) for layer in range(backbone.num_layers)]
-        start = 0
+        end = 0
         for index, length in zip(row, batch.lengths_S.tolist(), strict=True):
+            end += length
+            starts = [end - kept_tokens(length, window) for window in backbone.windows]
             # clone: a view would keep the whole row's memory alive for one document
             keys, values = (
-                tuple(layer[side][:, start : start + length].clone() for layer in layers) for side in (0, 1)
+                tuple(layer[side][:, start:end].clone() for layer, start in zip(layers, starts, strict=True))
+                for side in (0, 1)
             )
-            documents[index] = DocKV(tuple(sequences[index].ids.tolist()), num_bos, keys, values)
-            start += length
+            sequence = sequences[index]
+            documents[index] = DocKV(tuple(sequence.ids.tolist()), num_bos, num_prompt(sequence), keys, values)
         if progress is not None:
             progress(len(row))
     return vectors, [document for document in documents if document is not None]

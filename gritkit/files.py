@@ -29,6 +29,18 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"not a usable path: {text!r} ({error})") from None
 
 
+def home() -> Path:
+    """Where gritkit keeps what it worked out about models and machines: GRITKIT_HOME, else the user's cache folder.
+
+    Everything in it can be worked out again.
+    """
+    given = os.environ.get("GRITKIT_HOME")
+    if given:
+        return resolve(given)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (resolve(cache) if cache else Path.home() / ".cache") / "gritkit"
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries, so that a rename in it survives a power cut; nothing where folders cannot be opened."""
     try:

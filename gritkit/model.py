@@ -31,6 +31,7 @@ from gritkit import attention
 from gritkit.allocator import keep_large_buffers
 from gritkit.backbone import Backbone, ProbeReport, probe
 from gritkit.batch import Batch, pack, rows_of, token_budget
+from gritkit.checkpoint.digest import WeightsDigest
 from gritkit.checkpoint.load import load
 from gritkit.checkpoint.save import save
 from gritkit.config import AttentionCode, EmbeddingAttention, EmbeddingConfig, EmbeddingWindow, Pooling
@@ -76,6 +77,7 @@ class GritModel(nn.Module):
         self.embedding_config = config
         self.writes = writes
         self._backbone = Backbone(lm)
+        self._weights = WeightsDigest(lm)
         self.tokens = Tokens(tokenizer, prompt_format(config.prompt_format))
         template = chat_template(self.tokens.format, with_bos=bool(self.tokens.bos_ids))
         if template is not None:
@@ -129,7 +131,9 @@ class GritModel(nn.Module):
             prompt_format=prompt_format,
             max_length=max_length,
         )
-        return cls(loaded.lm, loaded.tokenizer, config, writes=loaded.writes)
+        model = cls(loaded.lm, loaded.tokenizer, config, writes=loaded.writes)
+        model._weights = WeightsDigest(loaded.lm, loaded.files)
+        return model
 
     @classmethod
     def from_parts(
@@ -181,12 +185,10 @@ class GritModel(nn.Module):
     def fingerprint(self) -> str:
         """256-bit digest over weights, configs and tokenizer, under which vectors and key-values are filed.
 
-        Computed on first use and kept; a model that is trained further must not reuse it.
+        Computed on first use and kept, the weights' part also for the next start (``gritkit.checkpoint.digest``); a
+        model that is trained further must not reuse it.
         """
-        digest = hashlib.blake2b(digest_size=32)
-        for name, tensor in sorted(self.lm.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest = hashlib.blake2b(self._weights.value().encode(), digest_size=32)
         settings = {name: value for name, value in self.config.to_dict().items() if name != "_name_or_path"}
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         digest.update(self.tokens.backend.to_str().encode())
@@ -195,6 +197,7 @@ class GritModel(nn.Module):
 
     def forget_fingerprint(self) -> None:
         """The weights have changed: the fingerprint is computed anew when it is next asked for."""
+        self._weights = WeightsDigest(self.lm)
         self.__dict__.pop("fingerprint", None)
 
     # -- embedding -----------------------------------------------------------------------------------------------
@@ -327,7 +330,7 @@ class GritModel(nn.Module):
         """Run requests together, joining as slots come free; an event's ``row`` is the request's index."""
         if not requests:
             return
-        needed = [r.num_cached + len(r.prompt_ids) + r.params.max_new_tokens for r in requests]
+        needed = [r.num_laid + len(r.prompt_ids) + r.params.max_new_tokens for r in requests]
         num_slots = min(len(requests), _ROWS_AT_ONCE.get(self.device.type, 8))
         decoder = self.decoder(num_slots=num_slots, max_length=max(needed))
         for request in requests:  # all of them, before any has run

@@ -72,13 +72,17 @@ class Rope:
         return cos, sin
 
     def rotate(self, keys_1GTD: Tensor, tables: Tables, layer: int) -> Tensor:
-        """Plain keys (or queries) -> as the layer would have rotated them; in at least fp32, back in their dtype."""
-        if not self.rotates[layer]:
+        """Plain keys (or queries) -> as the layer would have rotated them; in at least fp32, back in their dtype.
+
+        Of tables for more than T positions the last T are taken.
+        """
+        if not self.rotates[layer] or not keys_1GTD.shape[2]:
             return keys_1GTD
-        cos, sin = tables[self.layer_types[layer]]
+        cos, sin = (table[:, -keys_1GTD.shape[2] :] for table in tables[self.layer_types[layer]])
         size = cos.shape[-1]
         wide = keys_1GTD[..., :size].to(torch.promote_types(keys_1GTD.dtype, torch.float32))
-        turned = self._rotate(wide, wide, cos, sin)[0].to(keys_1GTD.dtype)
+        # the model's function turns queries and keys: no query heads here
+        turned = self._rotate(wide[:, :0], wide, cos, sin)[1].to(keys_1GTD.dtype)
         return turned if size == keys_1GTD.shape[-1] else torch.cat([turned, keys_1GTD[..., size:]], -1)
 
     def plain(self, keys_1GTD: Tensor, tables: Tables, layer: int) -> Tensor:

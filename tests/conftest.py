@@ -6,12 +6,15 @@ Models in tests are tiny: a second thread costs more than it brings, and tests r
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 # Read by the libraries when they are imported, so they are set before any test imports one.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the processes that tests start
+_home = tempfile.TemporaryDirectory(prefix="gritkit-tests-")
+os.environ["GRITKIT_HOME"] = _home.name  # nothing of the user's is read or written
 
 import pytest
 import torch

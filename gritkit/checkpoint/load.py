@@ -46,6 +46,8 @@ class Loaded:
     config: EmbeddingConfig
     writes: bool
     """Whether the checkpoint has a language-model head; embedding-only ones cannot generate."""
+    files: tuple[Path, ...]
+    """What the weights were read from."""
 
 
 def load(
@@ -124,7 +126,8 @@ def load(
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device={str(device)!r} is not usable here: {_first_line(error)}") from None
     context = int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
-    return Loaded(lm.eval(), tokenizer, recognise(reader.read, name, context), not headless)
+    files = (*reader.weights(), *(resolve(adapter).glob("*.safetensors") if adapter is not None else ()))
+    return Loaded(lm.eval(), tokenizer, recognise(reader.read, name, context), not headless, files)
 
 
 def _keep_unpacked(lm: Any) -> None:
@@ -153,24 +156,31 @@ class _Reader:
     folder: Path | None
     revision: str | None
 
+    def weights(self) -> list[Path]:
+        """The files of the weights."""
+        config = self._path("config.json")
+        return [] if config is None else sorted(config.parent.glob("*.safetensors"))
+
     def read(self, file: str) -> str | None:
-        if self.folder is not None:
-            path: Path | None = self.folder / file
-        else:
-            try:
-                found = cached_file(
-                    self.name, file, revision=self.revision, _raise_exceptions_for_missing_entries=False,
-                    _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
-                )  # fmt: skip
-            except (OSError, ValueError) as error:  # no such id, or not the form of one
-                raise CheckpointError(f"cannot load {self.name!r}: {_first_line(error)}") from None
-            path = Path(found) if found else None
+        path = self._path(file)
         if path is None or not path.is_file():
             return None
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{path} is not UTF-8 text: {error}") from None
+
+    def _path(self, file: str) -> Path | None:
+        if self.folder is not None:
+            return self.folder / file
+        try:
+            found = cached_file(
+                self.name, file, revision=self.revision, _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:  # no such id, or not the form of one
+            raise CheckpointError(f"cannot load {self.name!r}: {_first_line(error)}") from None
+        return Path(found) if found else None
 
 
 def _locate(source: str | os.PathLike[str]) -> tuple[str, Path | None]:

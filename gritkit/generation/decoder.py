@@ -2,7 +2,8 @@
 
 A row is a request in a slot of the key-value store. A step feeds every decoding row its last token and, within a
 budget, joining rows the next chunk of their prompts; rows whose prompt is through get their next token. A row may start
-from documents that were read before: their keys are rotated to their places in the slot, and only the prompt is run.
+from documents that were read before: their keys are rotated to their places in the slot, and only the prompt is run -
+with ``link_tokens``, after the first tokens of every document but the first, which are computed again where they stand.
 
 This module knows nothing about chats, retrieval or threads; one caller drives the steps.
 """
@@ -20,7 +21,7 @@ from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.generation.params import Completion, Delta, Event, Finished, FinishReason, SamplingParams, Usage
 from gritkit.generation.sampling import Sampler
 from gritkit.generation.text import TextStream
-from gritkit.kv.dockv import DocKV
+from gritkit.kv.dockv import Join, ReadDocument, joined_ids, left_out
 from gritkit.kv.slots import SlotStore
 from gritkit.plan import Plan, Segment
 from gritkit.rope import Rope
@@ -35,12 +36,32 @@ class Request:
 
     prompt_ids: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
-    documents: Sequence[DocKV] = ()
+    documents: Sequence[ReadDocument] = ()
+    join: Join = "no-bos"
+    """What all documents but the first leave out."""
+    link_tokens: int = 0
+    """How many tokens of every document but the first are computed again, seeing all that stands before them (LegoLink,
+    Hu et al. 2024, arXiv 2410.15332)."""
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """(start, end) of every document in the slot."""
+        places, at = [], 0
+        for index, document in enumerate(self.documents):
+            length = len(document.ids) - (left_out(document, self.join) if index else 0)
+            places.append((at, at + length))
+            at += length
+        return places
+
+    @property
+    def num_laid(self) -> int:
+        """Tokens that the documents take in the slot."""
+        return self.places[-1][1] if self.documents else 0
 
     @property
     def num_cached(self) -> int:
-        """Tokens that the documents take in the slot; only the first keeps its beginning-of-text."""
-        return sum(len(document) - (document.num_bos if index else 0) for index, document in enumerate(self.documents))
+        """Tokens that are not computed for this answer."""
+        return self.num_laid - sum(min(self.link_tokens, end - start) for start, end in self.places[1:])
 
 
 @dataclass
@@ -52,6 +73,8 @@ class _Row:
     text: TextStream
     past: int
     todo: list[int]
+    links: list[tuple[int, list[int]]]
+    """(place, tokens) still to be computed again before the prompt, in order."""
     shown: list[str] = field(default_factory=list)
     produced: list[int] = field(default_factory=list)
 
@@ -95,7 +118,7 @@ class Decoder:
 
     def room(self, request: Request) -> int:
         """Tokens that an answer can have. Raises InputError for an empty prompt or one that does not fit."""
-        taken = request.num_cached + len(request.prompt_ids)
+        taken = request.num_laid + len(request.prompt_ids)
         if not request.prompt_ids:
             raise InputError("the prompt is empty: there is nothing to continue")
         if taken >= self._store.max_length:
@@ -112,15 +135,16 @@ class Decoder:
             InputError: for an empty prompt, one that does not fit the context, or when no slot is free.
             UnsupportedModelError: for documents on a model whose positions cannot be moved.
         """
-        room, past = self.room(request), request.num_cached
+        room, past = self.room(request), request.num_laid
         slot = self._store.take()
         try:
-            self._lay(slot, request.documents)
+            self._lay(slot, request)
         except BaseException:
             self._store.release(slot)
             raise
         number, self._next = self._next, self._next + 1
-        seen = [i for document in request.documents for i in document.ids] + list(request.prompt_ids)
+        laid = joined_ids(request.documents, request.join)
+        seen = laid + list(request.prompt_ids)
         self._rows[number] = _Row(
             slot=slot,
             request=request,
@@ -129,6 +153,11 @@ class Decoder:
             text=TextStream(self._tokenizer, request.prompt_ids, request.params.stop),
             past=past,
             todo=list(request.prompt_ids),
+            links=[
+                (start, laid[start : min(start + request.link_tokens, end)])
+                for start, end in request.places[1:]
+                if request.link_tokens
+            ],
         )
         return number
 
@@ -149,13 +178,17 @@ class Decoder:
         segments, wanted = [], []
         for number, count in chosen:
             row = self._rows[number]
-            segments.append(Segment(len(ids), len(ids) + count, True, slot=row.slot, past=row.past))
-            ids += row.todo[:count]
-            positions += range(row.past, row.past + count)
-            row.past += count
-            del row.todo[:count]
-            if not row.todo:
-                wanted.append((number, len(ids) - 1))
+            if row.links:
+                place, new = row.links.pop(0)
+            else:
+                place, new = row.past, row.todo[:count]
+                row.past += count
+                del row.todo[:count]
+                if not row.todo:
+                    wanted.append((number, len(ids) + count - 1))
+            segments.append(Segment(len(ids), len(ids) + len(new), True, slot=row.slot, past=place))
+            positions += range(place, place + len(new))
+            ids += new
         device = self._backbone.device
         logits_KV = self._backbone.logits(
             torch.tensor(ids, device=device),
@@ -181,7 +214,7 @@ class Decoder:
         joining = []
         for number, row in self._rows.items():
             if not row.produced and budget > 0:
-                count = min(len(row.todo), budget)
+                count = len(row.links[0][1]) if row.links else min(len(row.todo), budget)
                 budget -= count
                 joining.append((number, count))
         return decoding + joining
@@ -214,24 +247,24 @@ class Decoder:
     def _finish(self, number: int, reason: FinishReason) -> Completion:
         row = self._rows.pop(number)
         self._store.release(row.slot)
-        cached = row.request.num_cached
-        usage = Usage(cached + len(row.request.prompt_ids), cached, len(row.produced))
+        request = row.request
+        usage = Usage(request.num_laid + len(request.prompt_ids), request.num_cached, len(row.produced))
         return Completion("".join(row.shown), tuple(row.produced), reason, usage)
 
-    def _lay(self, slot: int, documents: Sequence[DocKV]) -> None:
+    def _lay(self, slot: int, request: Request) -> None:
         """Rotate the documents' keys to their places, one after the other from 0, and write them to the slot."""
-        if not documents:
+        if not request.documents:
             return
         if self._rope is None:
             raise UnsupportedModelError(
                 "this model cannot move documents after they were read: answer with reuse='off'"
             )
-        joined = [document.after_first() if index else document for index, document in enumerate(documents)]
-        at = 0
-        for document in joined:
-            document = document.to(self._backbone.device)
-            tables = self._rope.tables(torch.arange(at, at + len(document), device=self._backbone.device))
-            for layer, (keys, values) in enumerate(zip(document.keys, document.values, strict=True)):
+        device = self._backbone.device
+        for document, (start, end) in zip(request.documents, request.places, strict=True):
+            tables = self._rope.tables(torch.arange(start, end, device=device))
+            for layer in range(document.num_layers):
+                keys, values = document.layer(layer, device)
+                first = max(0, keys.shape[1] - (end - start))
+                keys, values = keys[:, first:], values[:, first:]
                 rotated = self._rope.rotate(keys[None], tables, layer)[0]
-                self._store.write(layer, slot, at, rotated, values)
-            at += len(document)
+                self._store.write(layer, slot, end - keys.shape[1], rotated, values)
