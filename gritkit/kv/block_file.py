@@ -1,6 +1,6 @@
 """The file of one block: its format, and reading it checked.
 
-    prefix   magic | format version | sizes | cost | xxh3-64 of the whole head but for these 8 bytes
+    prefix   magic | xxh3-64 of the head from here on | format version | sizes | cost
     fields   the canonical form of the block's fields, whose digest is the block's key
     about    JSON: byte order, dtypes and shapes of the arrays
     table    xxh3-64 of every chunk of the payload
@@ -33,10 +33,9 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,9 +47,10 @@ FORMAT_VERSION = 2
 CHUNK_BYTES = 1 << 20
 
 _MAGIC = b"GRITKV\r\n"  # the line end shows a transfer in text mode
-_PREFIX = struct.Struct("<8s5IQdQ")
+_PREFIX = struct.Struct("<8sQ5IQd")
+_SEALED = 16
 _ALIGNMENT = 64
-_FIRST_READ = 1 << 16
+_FIRST_READ = 1 << 20  # with the head comes what fits: a small block is one read
 _LARGEST_JSON = 1 << 20
 _LARGEST_INTS = 1 << 26
 _CHUNK_SIZES = range(1 << 12, (1 << 26) + 1)
@@ -62,8 +62,9 @@ _DTYPES = {
     )
 }
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW  # a pipe in the place of a block must not block
+_MOST_AXES = 32
 _THREADS = 4
-_ALONE_BYTES = 1 << 20  # up to here one thread is done before a second one would have started
+_THREAD_BYTES = 4 << 20  # with less for each, waking threads takes longer than they save
 
 Digest = Callable[[Any], int]
 
@@ -119,7 +120,7 @@ def _packed(value: Any) -> array[int] | None:
     return packed
 
 
-def _key(form: bytes) -> str:
+def _key(form: bytes | memoryview) -> str:
     return hashlib.blake2b(form, digest_size=32).hexdigest()
 
 
@@ -157,14 +158,12 @@ def encode(block: Block, *, cost: float) -> tuple[str, list[bytes | memoryview]]
     for one in arrays:
         parts.append(one.reshape(-1).view(np.uint8).data)
         parts.append(bytes(-one.nbytes % _ALIGNMENT))
-    table = struct.pack(f"<{(n := _num_chunks(_size(parts), CHUNK_BYTES))}Q", *_chunk_sums(parts))
-    head = b"".join([text, ints, about, table])
+    sums = list(_chunk_sums(parts))
+    head = b"".join([text, ints, about, struct.pack(f"<{len(sums)}Q", *sums)])
     head += bytes(-(_PREFIX.size + len(head)) % _ALIGNMENT)
-    sizes = (len(text), len(ints), len(about), CHUNK_BYTES)
-    unsealed = _PREFIX.pack(_MAGIC, FORMAT_VERSION, *sizes, _size(parts), cost, 0)
-    assert n * 8 == len(table)
-    prefix = unsealed[:-8] + struct.pack("<Q", checksum()(unsealed[:-8] + head))
-    return _key(text + ints), [prefix, head, *parts]
+    sizes = (len(text), len(ints), len(about), CHUNK_BYTES, _size(parts))
+    seal = checksum()(_PREFIX.pack(_MAGIC, 0, FORMAT_VERSION, *sizes, cost)[_SEALED:] + head)
+    return _key(text + ints), [_PREFIX.pack(_MAGIC, seal, FORMAT_VERSION, *sizes, cost), head, *parts]
 
 
 def _size(parts: Sequence[bytes | memoryview]) -> int:
@@ -191,111 +190,151 @@ def _chunk_sums(parts: Sequence[bytes | memoryview]) -> Iterator[int]:
         yield state.intdigest()
 
 
-def _num_chunks(size: int, chunk: int) -> int:
-    return -(-size // chunk)
-
-
 # Reading
 
 
 @dataclass(frozen=True)
 class _Head:
     fields: dict[str, Any]
-    arrays: list[tuple[np.dtype[Any], tuple[int, ...]]]
+    arrays: list[tuple[np.dtype[Any], tuple[int, ...], int]]
+    """Dtype, shape and place in the payload."""
     sums: tuple[int, ...]
     chunk: int
     start: int
     """Where the payload begins in the file."""
-    payload: int
 
 
-@dataclass
 class Reading:
-    """An open file whose head was right; its payload is read by ``read``."""
-
-    fd: int
-    modified: float
-    """When the file was written or last used, in seconds since the epoch."""
-    size: int
-    _head: _Head
-    _buffer: NDArray[np.uint8]
-    failure: str | None = field(default=None)
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-    def block(self) -> Block:
-        """The block as views of the buffer that was read; raises UnusableError with why not."""
-        if self.failure is not None:
-            raise UnusableError(self.failure)
-        arrays, start = [], 0
-        for dtype, shape in self._head.arrays:
-            end = start + math.prod(shape) * dtype.itemsize
-            arrays.append(self._buffer[start:end].view(dtype).reshape(shape))
-            start = end + -end % _ALIGNMENT
-        return Block(self._head.fields, tuple(arrays))
-
-    def jobs(self) -> Iterator[tuple[Reading, int]]:
-        return ((self, number) for number in range(len(self._head.sums)))
-
-    def read_chunk(self, number: int, digest: Digest) -> None:
-        """Read a chunk to its place and check it."""
-        if self.failure is not None:
-            return
-        start = number * self._head.chunk
-        view = self._buffer[start : start + self._head.chunk].data
-        try:
-            _read_all(self.fd, view, self._head.start + start)
-        except (OSError, UnusableError) as error:
-            self.failure = str(error)
-            return
-        if digest(view) != self._head.sums[number]:
-            self.failure = "the checksum of its numbers is wrong"
-
-    @property
-    def num_bytes(self) -> int:
-        return self._head.payload
-
-
-def open_block(path: Path, key: str, digest: Digest) -> Reading:
-    """Open a block's file and check its head.
+    """A file of which the beginning was read and the head was right; ``work`` has the rest read.
 
     Raises:
         FileNotFoundError: when there is none.
         UnusableError, OSError: when it is not the block of that key.
     """
-    fd = os.open(path, _OPEN)
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnusableError("it is not a file")
-        head = _read_head(fd, status.st_size, key, digest)
+
+    def __init__(self, path: str, key: str, digest: Digest) -> None:
+        self.failure: str | None = None
+        self._digest = digest
+        self._fd = os.open(path, _OPEN)
         try:
-            buffer = _aligned(head.payload)
-        except MemoryError:
-            raise UnusableError(f"its {head.payload} bytes do not fit into memory") from None
-        return Reading(fd, status.st_mtime, status.st_size, head, buffer)
-    except BaseException:
-        os.close(fd)
-        raise
+            status = os.fstat(self._fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise UnusableError("it is not a file")
+            self.size, self.modified = status.st_size, status.st_mtime
+            self._view = _aligned(self.size)
+            self._there = min(self.size, _FIRST_READ)
+            self._fill(0, self._there)
+            self._head = self._read_head(key)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def block(self) -> Block:
+        """The block, as views of the file's bytes. Raises UnusableError when a chunk was not what it should be."""
+        if self.failure is not None:
+            raise UnusableError(self.failure)
+        start, data = self._head.start, self._view
+        arrays = [np.ndarray(shape, dtype, data, start + place) for dtype, shape, place in self._head.arrays]
+        return Block(self._head.fields, tuple(arrays))
+
+    @property
+    def num_chunks(self) -> int:
+        return len(self._head.sums)
+
+    def read_chunk(self, number: int) -> None:
+        """Read and check a chunk: all of them before ``block``, in whichever threads."""
+        if self.failure is not None:
+            return
+        start = self._head.start + number * self._head.chunk
+        end = min(start + self._head.chunk, self.size)
+        try:
+            self._fill(max(start, self._there), end)
+        except (OSError, UnusableError) as error:
+            self.failure = str(error)
+        else:
+            if self._digest(self._view[start:end]) != self._head.sums[number]:
+                self.failure = "the checksum of its numbers is wrong"
+
+    def _fill(self, start: int, end: int) -> None:
+        while start < end:
+            count = os.preadv(self._fd, [self._view[start:end]], start)
+            if not count:
+                raise UnusableError("it became shorter while it was read")
+            start += count
+
+    def _read_head(self, key: str) -> _Head:
+        if self.size < _PREFIX.size:
+            raise UnusableError(f"it is torn: {self.size} bytes")
+        magic, seal, version, text_size, ints_size, about_size, chunk, payload, _cost = _PREFIX.unpack_from(self._view)
+        if magic != _MAGIC:
+            raise UnusableError("it is not a block of key-values")
+        if version != FORMAT_VERSION:
+            raise UnusableError(f"it has format version {version} and this gritkit reads {FORMAT_VERSION}")
+        if max(text_size, about_size) > _LARGEST_JSON or ints_size > _LARGEST_INTS or chunk not in _CHUNK_SIZES:
+            raise UnusableError("its head has impossible sizes")
+        ints_at = _PREFIX.size + text_size
+        about_at = ints_at + ints_size
+        table_at = about_at + about_size
+        num_chunks = -(-payload // chunk)
+        start = table_at + 8 * num_chunks
+        start += -start % _ALIGNMENT
+        if start + payload != self.size:
+            raise UnusableError(f"its {self.size} bytes are not the {start + payload} that its head states (torn)")
+        self._fill(self._there, start)
+        self._there = max(self._there, start)
+        data = self._view[:start]
+        if self._digest(data[_SEALED:]) != seal:
+            raise UnusableError("the checksum of its head is wrong")
+        if _key(data[_PREFIX.size : about_at]) != key:
+            raise UnusableError("it is another block")
+        try:
+            fields = _fields(data[_PREFIX.size : ints_at], data[ints_at:about_at])
+            arrays = _arrays(_json(data[about_at:table_at]), payload)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise UnusableError(f"its head cannot be understood: {error}") from None
+        return _Head(fields, arrays, struct.unpack_from(f"<{num_chunks}Q", data, table_at), chunk, start)
 
 
-def read(readings: Sequence[Reading], digest: Digest) -> None:
-    """Read the payloads of open blocks, several chunks at a time. What fails is noted in the reading."""
-    jobs = (job for reading in readings for job in reading.jobs())
-    total = sum(reading.num_bytes for reading in readings)
-    lock_free_next = functools.partial(next, iter(list(jobs)), None)
+def read(paths: Mapping[str, str], digest: Digest) -> dict[str, Reading | Exception]:
+    """Read the files of those keys, checked, side by side. What is not a usable block has the reason in its place."""
+    outcomes: dict[str, Reading | Exception] = {}
+
+    def begin(key: str) -> None:
+        try:
+            outcomes[key] = Reading(paths[key], key, digest)
+        except (UnusableError, OSError, MemoryError) as error:
+            outcomes[key] = error
+
+    try:
+        _share(begin, [(key,) for key in paths], helpers=len(paths) - 1)
+        begun = [one for one in outcomes.values() if isinstance(one, Reading)]
+        chunks = [(one, number) for one in begun for number in range(one.num_chunks)]
+        _share(Reading.read_chunk, chunks, helpers=sum(one.size for one in begun) // _THREAD_BYTES - 1)
+    finally:
+        for one in outcomes.values():
+            if isinstance(one, Reading):
+                one.close()
+    return outcomes
+
+
+def _share(do: Callable[..., None], jobs: Sequence[tuple[Any, ...]], *, helpers: int) -> None:
+    """Call ``do`` with each of the jobs, in this thread and at most that many others."""
+    left = iter(jobs)  # ``next`` is one step, which no other thread can interrupt
 
     def work() -> None:
-        while (job := lock_free_next()) is not None:
-            job[0].read_chunk(job[1], digest)
+        for job in left:
+            do(*job)
 
-    helpers = 0 if total <= _ALONE_BYTES else _THREADS - 1
-    futures = [pool().submit(work) for _ in range(helpers)]
-    work()
-    wait(futures)
-    for future in futures:
-        future.result()
+    futures = [pool().submit(work) for _ in range(min(helpers, _THREADS - 1))]
+    try:
+        work()
+    finally:
+        for future in futures:
+            if not future.cancel():  # one that has not begun would find nothing left
+                future.result()
 
 
 @functools.cache
@@ -307,7 +346,7 @@ def pool() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=pool.cache_clear)  # a forked child has none of the threads
 
 
-def cost_of(path: Path) -> float:
+def cost_of(path: str) -> float:
     """The cost that a block was stored with; 0 for what is no block."""
     try:
         fd = os.open(path, _OPEN)
@@ -319,61 +358,22 @@ def cost_of(path: Path) -> float:
         return 0.0
     if len(prefix) < _PREFIX.size:
         return 0.0
-    magic, version, *_, cost, _sum = _PREFIX.unpack(prefix)
+    magic, _, version, *_, cost = _PREFIX.unpack(prefix)
     return float(cost) if magic == _MAGIC and version == FORMAT_VERSION and 0 <= cost < math.inf else 0.0
 
 
-def _aligned(size: int) -> NDArray[np.uint8]:
+def _aligned(size: int) -> memoryview:
     raw = np.empty(size + _ALIGNMENT, dtype=np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + size]
+    start = -raw.__array_interface__["data"][0] % _ALIGNMENT
+    return raw.data[start : start + size]
 
 
-def _read_all(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        count = os.preadv(fd, [view], offset)
-        if not count:
-            raise UnusableError("it became shorter while it was read")
-        view, offset = view[count:], offset + count
+def _json(text: memoryview) -> Any:
+    return json.loads(str(text, "ascii"))
 
 
-def _read_head(fd: int, file_size: int, key: str, digest: Digest) -> _Head:
-    data = os.pread(fd, _FIRST_READ, 0)
-    if len(data) < _PREFIX.size:
-        raise UnusableError(f"it is torn: {file_size} bytes")
-    magic, version, text_size, ints_size, about_size, chunk, payload, _cost, seal = _PREFIX.unpack_from(data)
-    if magic != _MAGIC:
-        raise UnusableError("it is not a block of key-values")
-    if version != FORMAT_VERSION:
-        raise UnusableError(f"it has format version {version} and this gritkit reads {FORMAT_VERSION}")
-    if max(text_size, about_size) > _LARGEST_JSON or ints_size > _LARGEST_INTS or chunk not in _CHUNK_SIZES:
-        raise UnusableError("its head has impossible sizes")
-    table_at = _PREFIX.size + text_size + ints_size + about_size
-    num_chunks = _num_chunks(payload, chunk)
-    start = table_at + 8 * num_chunks
-    start += -start % _ALIGNMENT
-    if start + payload != file_size:
-        raise UnusableError(f"its {file_size} bytes are not the {start + payload} that its head states (torn)")
-    while len(data) < start:
-        more = os.pread(fd, start - len(data), len(data))
-        if not more:
-            raise UnusableError("it became shorter while it was read")
-        data += more
-    if digest(data[: _PREFIX.size - 8] + data[_PREFIX.size : start]) != seal:
-        raise UnusableError("the checksum of its head is wrong")
-    form, about = data[_PREFIX.size : table_at - about_size], data[table_at - about_size : table_at]
-    if _key(form) != key:
-        raise UnusableError("it is another block")
-    try:
-        fields = _fields(form[:text_size], form[text_size:])
-        arrays = _arrays(json.loads(about), payload)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UnusableError(f"its head cannot be understood: {error}") from None
-    return _Head(fields, arrays, struct.unpack_from(f"<{num_chunks}Q", data, table_at), chunk, start, payload)
-
-
-def _fields(text: bytes, ints: bytes) -> dict[str, Any]:
-    shape = json.loads(text)
+def _fields(text: memoryview, ints: memoryview) -> dict[str, Any]:
+    shape = _json(text)
     fields: dict[str, Any] = dict(shape["rest"])
     start = 0
     for name in sorted(shape["ints"]):
@@ -385,19 +385,17 @@ def _fields(text: bytes, ints: bytes) -> dict[str, Any]:
     return fields
 
 
-def _arrays(about: Any, payload: int) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
+def _arrays(about: Any, payload: int) -> list[tuple[np.dtype[Any], tuple[int, ...], int]]:
     if about["byteorder"] != sys.byteorder:
         raise UnusableError(f"it was written on a {about['byteorder']}-endian machine")
-    arrays, end = [], 0
+    arrays, place = [], 0
     for name, shape in about["arrays"]:
         dtype = _DTYPES[name]
-        if any(type(length) is not int or not 0 <= length <= payload for length in shape) or len(shape) > 32:
+        if not set(map(type, shape)) <= {int} or (shape and min(shape) < 0) or len(shape) > _MOST_AXES:
             raise UnusableError(f"it states an impossible shape: {shape}")
-        end += math.prod(shape) * dtype.itemsize
-        end += -end % _ALIGNMENT
-        if end > payload:
-            break
-        arrays.append((dtype, tuple(shape)))
-    if end != payload:
+        arrays.append((dtype, tuple(shape), place))
+        place += math.prod(shape) * dtype.itemsize
+        place += -place % _ALIGNMENT
+    if place != payload:
         raise UnusableError("its shapes and its length disagree")
     return arrays

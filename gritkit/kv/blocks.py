@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import threading
 import time
@@ -34,7 +35,8 @@ __all__ = ["Block", "BlockStore", "key_of"]
 
 _SUFFIX = ".kv"
 _TEMPORARY = ".tmp"
-_HEX = frozenset("0123456789abcdef")
+_is_key = re.compile("[0-9a-f]{64}").fullmatch
+_UNUSABLE = (UnusableError, OSError, MemoryError)
 _WRITERS = 8
 _OPEN_AT_ONCE = 64
 _TOUCH_SECONDS = 60.0
@@ -56,6 +58,7 @@ class BlockStore:
 
     def __init__(self, folder: Path, *, max_bytes: int | None = None) -> None:
         self.folder = folder
+        self._root = os.fspath(folder)
         self.max_bytes = max_bytes
         self.counts: Counter[str] = Counter()
         """``hit``, ``missing`` and ``damaged`` reads and ``evicted`` blocks so far."""
@@ -82,8 +85,8 @@ class BlockStore:
             else:
                 with ThreadPoolExecutor(_WRITERS) as pool:
                     written = list(pool.map(self._write, blocks, costs))
-            for folder in {self._path(key).parent for key, _ in written}:
-                sync_folder(folder)
+            for folder in {os.path.dirname(self._path(key)) for key, _ in written}:
+                sync_folder(Path(folder))
             if written:
                 sync_folder(self.folder)
         except OSError as error:
@@ -101,44 +104,56 @@ class BlockStore:
         found: dict[str, Block | None] = dict.fromkeys(keys)
         distinct = list(found)
         for start in range(0, len(distinct), _OPEN_AT_ONCE):
-            self._read_some(distinct[start : start + _OPEN_AT_ONCE], found)
+            paths = {key: self._path(key) for key in distinct[start : start + _OPEN_AT_ONCE]}
+            for key, outcome in block_file.read(paths, self._digest).items():
+                found[key] = self._judge(key, outcome)
         return [found[key] for key in keys]
 
     def read_ahead(self, keys: Collection[str]) -> None:
         """Have the disk begin to read blocks that will be asked for; a hint, which never fails and does not wait."""
         if hasattr(os, "posix_fadvise"):
             for path in [self._path(key) for key in keys]:
-                block_file.pool().submit(_will_need, path)
+                with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
+                    block_file.pool().submit(_will_need, path)
 
     def contains(self, key: str) -> bool:
         """Whether there is a file of that name, whole or not."""
-        return self._path(key).is_file()
+        return os.path.isfile(self._path(key))
 
     def verify(self, key: str) -> str | None:
         """Why the block cannot be used; None when it is whole. Counts nothing."""
+        outcome = block_file.read({key: self._path(key)}, self._digest)[key]
         try:
-            reading = block_file.open_block(self._path(key), key, self._digest)
-            with contextlib.closing(reading):
-                block_file.read([reading], self._digest)
-                reading.block()
+            _block(outcome)
         except FileNotFoundError:
             return "there is no such file"
-        except (UnusableError, OSError) as error:
+        except _UNUSABLE as error:
             return str(error)
         return None
 
     def delete(self, key: str) -> bool:
-        """Remove a block; False when there was none."""
-        with self._lock:
-            if self._ranking is not None:
-                self._ranking.discard(key)
+        """Remove a block, for good when this returns; False when there was none."""
+        return self.delete_many([key]) == 1
+
+    def delete_many(self, keys: Collection[str]) -> int:
+        """Remove blocks; returns how many there were. Raises StoreError when the disk refuses."""
+        changed = set()
+        deleted = 0
         try:
-            self._path(key).unlink()
-        except FileNotFoundError:
-            return False
+            for key in set(keys):
+                path = self._path(key)
+                with self._lock:
+                    if self._ranking is not None:
+                        self._ranking.discard(key)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                    changed.add(os.path.dirname(path))
+                    deleted += 1
+            for folder in changed:
+                sync_folder(Path(folder))
         except OSError as error:
             raise StoreError(f"cannot delete a block of {self.folder}: {error.strerror or error}") from error
-        return True
+        return deleted
 
     def keys(self) -> Iterator[str]:
         """The keys of all blocks, of whichever model and condition, in no order."""
@@ -149,7 +164,7 @@ class BlockStore:
     def size_of(self, key: str) -> int:
         """Bytes of a block on disk; 0 when there is none."""
         try:
-            return self._path(key).stat().st_size
+            return os.stat(self._path(key)).st_size
         except FileNotFoundError:
             return 0
 
@@ -169,10 +184,10 @@ class BlockStore:
                         removed += 1
         return removed
 
-    def _path(self, key: str) -> Path:
+    def _path(self, key: str) -> str:
         if not _is_key(key):
             raise ValueError(f"not the key of a block: {key!r}")
-        return self.folder / key[:2] / f"{key}{_SUFFIX}"
+        return f"{self._root}/{key[:2]}/{key}{_SUFFIX}"  # a pathlib.Path here costs as much as reading 100 kB
 
     def _files(self) -> Iterator[os.DirEntry[str]]:
         try:
@@ -186,7 +201,7 @@ class BlockStore:
     def _write(self, block: Block, cost: float) -> tuple[str, int]:
         """(key, bytes) of a block that is on the disk, but for its folder's entry."""
         key, parts = block_file.encode(block, cost=cost)
-        path = self._path(key)
+        path = Path(self._path(key))
         if path.exists() and self.verify(key) is None:
             with contextlib.suppress(OSError):
                 os.utime(path)
@@ -205,25 +220,18 @@ class BlockStore:
             raise
         return key, sum(len(part) for part in parts)
 
-    def _read_some(self, keys: Sequence[str], found: dict[str, Block | None]) -> None:
-        readings: dict[str, Reading] = {}
-        with contextlib.ExitStack() as stack:
-            for key in keys:
-                try:
-                    readings[key] = block_file.open_block(self._path(key), key, self._digest)
-                    stack.callback(readings[key].close)
-                except FileNotFoundError:
-                    self._lost("missing", key, "there is no such file")
-                except (UnusableError, OSError) as error:
-                    self._lost("damaged", key, str(error))
-            block_file.read(list(readings.values()), self._digest)
-        for key, reading in readings.items():
-            try:
-                found[key] = reading.block()
-            except UnusableError as error:
-                self._lost("damaged", key, str(error))
-                continue
-            self._used(key, reading.modified)
+    def _judge(self, key: str, outcome: Reading | Exception) -> Block | None:
+        try:
+            block = _block(outcome)
+        except FileNotFoundError:
+            self._lost("missing", key, "there is no such file")
+            return None
+        except _UNUSABLE as error:
+            self._lost("damaged", key, str(error))
+            return None
+        assert isinstance(outcome, Reading)
+        self._used(key, outcome.modified)
+        return block
 
     def _used(self, key: str, modified: float) -> None:
         if time.time() - modified > _TOUCH_SECONDS:
@@ -246,45 +254,45 @@ class BlockStore:
         assert self.max_bytes is not None
         with self._lock:
             self._unscanned += sum(size for size, _ in put.values())
-            if self._ranking is None or self._unscanned * _RESCAN_SHARE > self.max_bytes:
-                self._scan()
-            assert self._ranking is not None
+            due = self._ranking is None or self._unscanned * _RESCAN_SHARE > self.max_bytes
+        ranking = self._scan() if due or self._ranking is None else self._ranking
+        with self._lock:
             for key, (size, cost) in put.items():
-                self._ranking.put(key, size=size, cost=cost)
-            while self._ranking.num_bytes > self.max_bytes:
-                victim = self._ranking.pop_lowest(spare=put.keys())
+                ranking.put(key, size=size, cost=cost)
+            while ranking.num_bytes > self.max_bytes:
+                victim = ranking.pop_lowest(spare=put.keys())
                 if victim is None:
                     break
-                with contextlib.suppress(FileNotFoundError):
-                    self._path(victim).unlink()
+                with contextlib.suppress(OSError):  # gone already, or not ours to delete
+                    os.unlink(self._path(victim))
                     self.counts["evicted"] += 1
 
-    def _scan(self) -> None:
-        """Bring the ranking up to what is in the folder, which other processes change too.
+    def _scan(self) -> Ranking:
+        """The ranking, brought up to what is in the folder, which other processes change too.
 
         The clock of the process that wrote a block is not on disk. At the first scan the order by last use stands for
         it: while a full store is replaced once, the clock rises by about the mean of cost / size.
         """
-        first = self._ranking is None
-        ranking = self._ranking = self._ranking or Ranking()
-        self._unscanned = 0
+        with self._lock:
+            self._unscanned = 0
+            known = set(self._ranking or ())
         there = {}
         for key in self.keys():
             with contextlib.suppress(FileNotFoundError):
-                there[key] = self._path(key).stat()
-        for key in [key for key in ranking if key not in there]:
-            ranking.discard(key)
-        new = sorted((key for key in there if key not in ranking), key=lambda key: there[key].st_mtime_ns)
+                there[key] = os.stat(self._path(key))
+        new = sorted(there.keys() - known, key=lambda key: there[key].st_mtime_ns)
         costs = [block_file.cost_of(self._path(key)) for key in new]
-        mean = sum(cost / max(there[key].st_size, 1) for key, cost in zip(new, costs, strict=True)) / max(len(new), 1)
-        for number, (key, cost) in enumerate(zip(new, costs, strict=True)):
-            if first:
-                ranking.clock = mean * number / len(new)
-            ranking.put(key, size=there[key].st_size, cost=cost)
-
-
-def _is_key(text: str) -> bool:
-    return len(text) == 64 and set(text) <= _HEX
+        with self._lock:
+            rise = 0.0
+            if self._ranking is None:
+                self._ranking = Ranking()
+                rise = sum(cost / max(there[key].st_size, 1) for key, cost in zip(new, costs, strict=True))
+            for key in known - there.keys():
+                self._ranking.discard(key)
+            for key, cost in zip(new, costs, strict=True):
+                self._ranking.clock += rise / len(new) ** 2
+                self._ranking.put(key, size=there[key].st_size, cost=cost)
+            return self._ranking
 
 
 def _default_cost(block: Block) -> float:
@@ -305,6 +313,12 @@ def _create(path: Path) -> BinaryIO:
         return path.open("xb")
 
 
-def _will_need(path: Path) -> None:
-    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+def _will_need(path: str) -> None:
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def _block(outcome: Reading | Exception) -> Block:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome.block()
