@@ -73,6 +73,10 @@ class UnusableError(Exception):
     """Why a file is not the block that was asked for."""
 
 
+class MissingError(UnusableError):
+    """There is no such file."""
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """Numbers and everything that they depend on."""
@@ -233,9 +237,8 @@ class Reading:
         os.close(self._fd)
 
     def block(self) -> Block:
-        """The block, as views of the file's bytes. Raises UnusableError when a chunk was not what it should be."""
-        if self.failure is not None:
-            raise UnusableError(self.failure)
+        """The block, as views of the file's bytes."""
+        assert self.failure is None
         start, data = self._head.start, self._view
         arrays = [np.ndarray(shape, dtype, data, start + place) for dtype, shape, place in self._head.arrays]
         return Block(self._head.fields, tuple(arrays))
@@ -298,15 +301,17 @@ class Reading:
         return _Head(fields, arrays, struct.unpack_from(f"<{num_chunks}Q", data, table_at), chunk, start)
 
 
-def read(paths: Mapping[str, str], digest: Digest) -> dict[str, Reading | Exception]:
+def read(paths: Mapping[str, str], digest: Digest) -> dict[str, Reading | UnusableError]:
     """Read the files of those keys, checked, side by side. What is not a usable block has the reason in its place."""
-    outcomes: dict[str, Reading | Exception] = {}
+    outcomes: dict[str, Reading | UnusableError] = {}
 
     def begin(key: str) -> None:
         try:
             outcomes[key] = Reading(paths[key], key, digest)
+        except FileNotFoundError:
+            outcomes[key] = MissingError("there is no such file")
         except (UnusableError, OSError, MemoryError) as error:
-            outcomes[key] = error
+            outcomes[key] = UnusableError(str(error))  # a new one: a traceback would hold on to the buffer
 
     try:
         _share(begin, [(key,) for key in paths], helpers=len(paths) - 1)
@@ -317,7 +322,12 @@ def read(paths: Mapping[str, str], digest: Digest) -> dict[str, Reading | Except
         for one in outcomes.values():
             if isinstance(one, Reading):
                 one.close()
-    return outcomes
+    return {key: _judged(one) for key, one in outcomes.items()}
+
+
+def _judged(outcome: Reading | UnusableError) -> Reading | UnusableError:
+    failed = isinstance(outcome, Reading) and outcome.failure
+    return UnusableError(failed) if failed else outcome
 
 
 def _share(do: Callable[..., None], jobs: Sequence[tuple[Any, ...]], *, helpers: int) -> None:

@@ -25,10 +25,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from gritkit.errors import StoreError
+from gritkit.errors import InputError, StoreError
 from gritkit.files import sync_folder
 from gritkit.kv import block_file
-from gritkit.kv.block_file import Block, Reading, UnusableError, key_of
+from gritkit.kv.block_file import Block, MissingError, Reading, UnusableError, key_of
 from gritkit.kv.cost_cache import Ranking
 
 __all__ = ["Block", "BlockStore", "key_of"]
@@ -36,7 +36,6 @@ __all__ = ["Block", "BlockStore", "key_of"]
 _SUFFIX = ".kv"
 _TEMPORARY = ".tmp"
 _is_key = re.compile("[0-9a-f]{64}").fullmatch
-_UNUSABLE = (UnusableError, OSError, MemoryError)
 _WRITERS = 8
 _OPEN_AT_ONCE = 64
 _TOUCH_SECONDS = 60.0
@@ -57,6 +56,8 @@ class BlockStore:
     """
 
     def __init__(self, folder: Path, *, max_bytes: int | None = None) -> None:
+        if max_bytes is not None and max_bytes < 0:
+            raise InputError(f"the bytes that blocks may take up must not be negative, got {max_bytes}")
         self.folder = folder
         self._root = os.fspath(folder)
         self.max_bytes = max_bytes
@@ -123,13 +124,7 @@ class BlockStore:
     def verify(self, key: str) -> str | None:
         """Why the block cannot be used; None when it is whole. Counts nothing."""
         outcome = block_file.read({key: self._path(key)}, self._digest)[key]
-        try:
-            _block(outcome)
-        except FileNotFoundError:
-            return "there is no such file"
-        except _UNUSABLE as error:
-            return str(error)
-        return None
+        return str(outcome) if isinstance(outcome, UnusableError) else None
 
     def delete(self, key: str) -> bool:
         """Remove a block, for good when this returns; False when there was none."""
@@ -191,7 +186,8 @@ class BlockStore:
 
     def _files(self) -> Iterator[os.DirEntry[str]]:
         try:
-            folders = sorted(entry.path for entry in os.scandir(self.folder) if len(entry.name) == 2)
+            with os.scandir(self.folder) as entries:
+                folders = sorted(entry.path for entry in entries if len(entry.name) == 2)
         except (FileNotFoundError, NotADirectoryError):
             return
         for folder in folders:
@@ -220,18 +216,12 @@ class BlockStore:
             raise
         return key, sum(len(part) for part in parts)
 
-    def _judge(self, key: str, outcome: Reading | Exception) -> Block | None:
-        try:
-            block = _block(outcome)
-        except FileNotFoundError:
-            self._lost("missing", key, "there is no such file")
+    def _judge(self, key: str, outcome: Reading | UnusableError) -> Block | None:
+        if isinstance(outcome, UnusableError):
+            self._lost("missing" if isinstance(outcome, MissingError) else "damaged", key, str(outcome))
             return None
-        except _UNUSABLE as error:
-            self._lost("damaged", key, str(error))
-            return None
-        assert isinstance(outcome, Reading)
         self._used(key, outcome.modified)
-        return block
+        return outcome.block()
 
     def _used(self, key: str, modified: float) -> None:
         if time.time() - modified > _TOUCH_SECONDS:
@@ -316,9 +306,3 @@ def _create(path: Path) -> BinaryIO:
 def _will_need(path: str) -> None:
     with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-
-
-def _block(outcome: Reading | Exception) -> Block:
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome.block()
