@@ -16,6 +16,8 @@ from typing import Any
 from gritkit.errors import StoreError
 
 FORMAT_VERSION = 2
+FILE_NAME = "gritkit_kb.json"
+"""Of the manifest in a local folder."""
 _AGREE = {"fingerprint": "model", "dim": "vector length", "prompt_format": "prompt format", "codec": "codec"}
 
 

@@ -24,10 +24,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from gritkit.errors import MissingExtraError, StoreError
 from gritkit.files import resolve, write_atomic
 from gritkit.rag.lock import FileLock, InUseError
-from gritkit.rag.manifest import Manifest
+from gritkit.rag.manifest import FILE_NAME, Manifest
 from gritkit.rag.store import DocumentStore
 
-FILE_NAME = "gritkit_kb.json"
 _OBJECT_SCHEMES = ("s3", "s3+ddb", "gs", "az", "abfss", "file-object-store")
 _POSTGRES_SCHEMES = ("postgresql", "postgres")
 _CREATE_WAIT_S = 10.0
