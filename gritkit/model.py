@@ -35,10 +35,10 @@ from gritkit.checkpoint.digest import WeightsDigest
 from gritkit.checkpoint.load import load
 from gritkit.checkpoint.save import save
 from gritkit.config import AttentionCode, EmbeddingAttention, EmbeddingConfig, EmbeddingWindow, Pooling
-from gritkit.embedding import batch_plan, embed_sequences, pool_texts, read_sequences
+from gritkit.embedding import Progress, batch_plan, embed_sequences, pool_texts, read_sequences
 from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.files import resolve
-from gritkit.generation.decoder import Decoder, Request
+from gritkit.generation.decoder import PREFILL_CHUNK, Decoder, Request
 from gritkit.generation.params import Completion, Event, Finished, SamplingParams
 from gritkit.kv.dockv import DocKV
 from gritkit.losses.head import summed_nll
@@ -231,15 +231,7 @@ class GritModel(nn.Module):
         parts = []
         with _bar(progress, texts) as bar:
             for sequences in self._chunks(texts, role, instruction, max_length, truncate):
-                vectors = embed_sequences(
-                    self._backbone,
-                    sequences,
-                    self.embedding_config,
-                    budget=token_budget(self.device),
-                    dim=dim,
-                    progress=bar.update,
-                )
-                parts.append(vectors.numpy())
+                parts.append(self.embed_tokens(sequences, dim=dim, progress=bar.update))
         return np.concatenate(parts) if parts else np.zeros((0, dim), dtype=np.float32)
 
     def read(
@@ -258,17 +250,44 @@ class GritModel(nn.Module):
         Raises:
             InputError: as :meth:`embed`. UnsupportedModelError: when documents cannot be moved (learned positions).
         """
-        rope, dim, parts, caches = self.rope, self._dim(dim), [], []
+        _ = self.rope  # before anything is read
+        dim, parts, caches = self._dim(dim), [], []
         documents = [documents] if isinstance(documents, str) else documents
         with _bar(progress, documents) as bar:
             for sequences in self._chunks(documents, role, instruction, max_length, truncate):
-                vectors, read = read_sequences(
-                    self._backbone, rope, sequences, self.embedding_config, budget=token_budget(self.device),
-                    num_bos=len(self.tokens.bos_ids), dim=dim, progress=bar.update,
-                )  # fmt: skip
-                parts.append(vectors.numpy())
+                vectors, read = self.read_tokens(sequences, dim=dim, progress=bar.update)
+                parts.append(vectors)
                 caches += read
         return (np.concatenate(parts) if parts else np.zeros((0, dim), dtype=np.float32)), caches
+
+    def embed_tokens(
+        self, sequences: Sequence[TokenSeq], *, dim: int | None = None, progress: Progress | None = None
+    ) -> Vectors:
+        """:meth:`embed` for texts that are tokenised already; ``progress`` is told how many are done."""
+        budget, config = token_budget(self.device), self.embedding_config
+        vectors = embed_sequences(self._backbone, sequences, config, budget=budget, dim=dim, progress=progress)
+        result: Vectors = vectors.numpy()
+        return result
+
+    def read_tokens(
+        self,
+        sequences: Sequence[TokenSeq],
+        *,
+        causal: bool = False,
+        dim: int | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Vectors, list[DocKV]]:
+        """:meth:`read` for texts that are tokenised already. ``causal`` reads them as the beginning of a prompt.
+
+        Raises:
+            UnsupportedModelError: when documents cannot be moved (learned positions).
+        """
+        config = self.embedding_config.override(embedding_attention="causal" if causal else None)
+        vectors, documents = read_sequences(
+            self._backbone, self.rope, sequences, config, budget=token_budget(self.device),
+            num_bos=len(self.tokens.bos_ids), dim=dim, progress=progress,
+        )  # fmt: skip
+        return vectors.numpy(), documents
 
     def _chunks(
         self, texts: Iterable[str], role: Role, instruction: str | None, max_length: int | None, truncate: bool
@@ -341,7 +360,7 @@ class GritModel(nn.Module):
                 decoder.join(waiting.pop())
             yield from decoder.step()
 
-    def decoder(self, *, num_slots: int, max_length: int) -> Decoder:
+    def decoder(self, *, num_slots: int, max_length: int, prefill_chunk: int = PREFILL_CHUNK) -> Decoder:
         """Slots and steps of its own, for whoever drives them (a server does)."""
         if not self.writes:
             raise UnsupportedModelError("this checkpoint has no language-model head: it embeds but cannot generate")
@@ -352,6 +371,7 @@ class GritModel(nn.Module):
             num_slots=num_slots,
             max_length=max_length,
             rope=self.probe.rope,
+            prefill_chunk=prefill_chunk,
         )
 
     @cached_property

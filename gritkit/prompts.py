@@ -38,6 +38,12 @@ class PromptFormat:
     """Between the end of an answer and the next user turn."""
     ask: str = "\n\nQuestion: {question}\nAnswer:"
     """A question about documents that stand before it, for a checkpoint without a chat template."""
+    ask_before: str = "\n\nPassage: {document}\nAnswer to the question before it:"
+    """A document that is read after the key-values of a query."""
+    ask_between: str = "\nAnswer to the question:"
+    """What follows the key-values of a query and then of documents."""
+    ask_after: str = "\nAnswer:"
+    """What follows the key-values of documents and then of a query."""
     markers: tuple[str, ...] = ()
     """The format's own words; a tokenizer trained for it may make each a single token."""
     score: str = "Passage: {document}\nQuestion that the passage answers: "
@@ -57,7 +63,8 @@ class PromptFormat:
         return instructed.replace("{instruction}", instruction)
 
 
-# Muennighoff et al. 2024, arXiv 2402.09906, appendix; the sentence after a document is that of its doc-caching mode.
+# Muennighoff et al. 2024, arXiv 2402.09906, appendix; the sentences about documents and queries are those of its caching
+# modes (their templates: the authors' code, rag/).
 GRIT = PromptFormat(
     name="grit",
     query="<|embed|>\n",
@@ -70,6 +77,10 @@ GRIT = PromptFormat(
     score="<|user|>\n{document}\n\nWrite a question that the text above answers\n<|assistant|>\n",
     ask="\n<|user|>\n{question}\n\nAnswer the prior query while optionally using the context prior to it"
     "\n<|assistant|>\n",
+    ask_before="\n<|user|>\n{document}\n\nOptionally using the prior context answer the query prior to it"
+    "\n<|assistant|>\n",
+    ask_between="\n<|user|>\nOptionally using the prior context answer the query prior to it\n<|assistant|>\n",
+    ask_after="\n<|user|>\nAnswer the prior query while optionally using the context prior to it\n<|assistant|>\n",
 )
 
 PLAIN = PromptFormat(name="plain", query_instructed="{instruction}\n", passage_instructed="{instruction}\n")

@@ -121,7 +121,7 @@ class Tokens:
             check_text(text, f"text {index}")
             if not text.strip():
                 raise InputError(f"text {index} is empty: drop it or give it words, there is nothing to embed")
-        tail = self._eos_added or ([self.eos_id] if self.format.append_eos and self.eos_id is not None else [])
+        tail = self._tail
         encoded = self._text.encode_batch([prefix + text for text in texts], add_special_tokens=False)
         result = []
         for index, item in enumerate(encoded, first):
@@ -143,6 +143,19 @@ class Tokens:
                 )
             result.append(sequence(ids, pool=pooled))
         return result
+
+    def prompt_length(self, role: Role, instruction: str | None = None) -> int:
+        """Tokens of a text to embed that are not its own: beginning, prompt and end."""
+        return len(self.bos_ids) + self.prefix_length(role, instruction) + len(self._tail)
+
+    def prefix_length(self, role: Role, instruction: str | None = None) -> int:
+        """Tokens of the prompt alone."""
+        return self._length(self.format.embed_prefix(role, instruction))
+
+    @property
+    def _tail(self) -> list[int]:
+        """What ends a text to embed."""
+        return self._eos_added or ([self.eos_id] if self.format.append_eos and self.eos_id is not None else [])
 
     def _length(self, text: str) -> int:
         return len(self._text.encode(text, add_special_tokens=False).ids)

@@ -42,6 +42,8 @@ class Request:
     link_tokens: int = 0
     """How many tokens of every document but the first are computed again, seeing all that stands before them (LegoLink,
     Hu et al. 2024, arXiv 2410.15332)."""
+    num_computed: int = 0
+    """How many of the documents' tokens were computed for this answer after all; for its usage alone."""
 
     @property
     def places(self) -> list[tuple[int, int]]:
@@ -61,7 +63,11 @@ class Request:
     @property
     def num_cached(self) -> int:
         """Tokens that are not computed for this answer."""
-        return self.num_laid - sum(min(self.link_tokens, end - start) for start, end in self.places[1:])
+        return (
+            self.num_laid
+            - self.num_computed
+            - sum(min(self.link_tokens, end - start) for start, end in self.places[1:])
+        )
 
 
 @dataclass

@@ -17,6 +17,7 @@ Shapes: m tokens kept by a layer, G key-value heads, D head size, C = ceil(m / 3
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -192,6 +193,18 @@ class StoredKV:
         ]
         keys = codec.decode(parts[: codec.num_parts], self.dtype, keys=True)
         return keys, codec.decode(parts[codec.num_parts :], self.dtype, keys=False)
+
+    def has_shape(self, kept: Sequence[int]) -> bool:
+        """Whether there are arrays for layers that keep so many tokens each, as this codec would have made them."""
+        parts = _CODECS[self.codec].num_parts
+        if len(self.arrays) != 2 * parts * len(kept):
+            return False
+        for index, array in enumerate(self.arrays):
+            length = kept[index // (2 * parts)]
+            grouped = self.codec == "int4" and index % (2 * parts) in (1, 2)  # scales of keys, one for 32 tokens
+            if array.ndim != 3 or array.shape[1] != (math.ceil(length / _GROUP) if grouped else length):
+                return False
+        return True
 
     def decoded(self, device: torch.device) -> DocKV:
         """Every layer at once."""

@@ -1,7 +1,7 @@
 """From the documents that were found to an answer: which of them fit, how they are joined, and the stream of events.
 
-The best document stands last, next to the question, where a sliding window sees it and attention is strongest; the
-beginning-of-text tokens of all but the first are left out.
+The best document stands last, next to the question, where a sliding window sees it and attention is strongest; what all
+but the first leave out is the way's ``join``.
 
 This module knows nothing about stores or where key-values are kept.
 """
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from gritkit.errors import InputError
 from gritkit.generation.decoder import Request
 from gritkit.generation.params import Delta, Finished, SamplingParams
-from gritkit.kv.dockv import DocKV
+from gritkit.kv.dockv import Join, ReadDocument
 from gritkit.model import GritModel
-from gritkit.rag.documents import Answer, Hit, RagEvent, Reuse, Sources, Timings
+from gritkit.rag.documents import Answer, Hit, RagEvent, Sources, Timings
+from gritkit.rag.ladder import Way
 from gritkit.rag.store import Row
 
 
@@ -38,7 +39,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Found:
-    """A document that was found: as the user sees it, and as it is stored."""
+    """A chunk that was found: as the user sees it, and as it is stored."""
 
     hit: Hit
     row: Row
@@ -48,19 +49,36 @@ class Found:
 class Question:
     """One answer to be made."""
 
-    prompt_ids: Sequence[int]
+    text: str
     used: Sequence[Found]
     """Best first."""
     dropped: Sequence[Found]
-    num_bos: int
     params: SamplingParams
-    reuse: Reuse
     searched: float
     """Seconds on the clock when the documents were found."""
 
+    @property
+    def rows(self) -> list[Row]:
+        """The chunks in the order of the prompt: the best last."""
+        return [one.row for one in self.used][::-1]
 
-def fitting(found: Sequence[Found], num_bos: int, needed: int, context_length: int) -> tuple[list[Found], list[Found]]:
-    """(documents that fit beside ``needed`` tokens of question and answer, those that do not), each best first.
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request whose documents are at hand."""
+
+    request: Request
+    way: Way
+    recomputed: int = 0
+    """Sources whose key-values were missing or damaged, and were computed again."""
+
+
+def fitting(
+    found: Sequence[Found], needed: int, num_left_out: int, context_length: int
+) -> tuple[list[Found], list[Found]]:
+    """(chunks that fit beside ``needed`` tokens of question and answer, those that do not), each best first.
+
+    All but the first leave out so many of their own.
 
     Raises:
         InputError: when none fits.
@@ -69,7 +87,7 @@ def fitting(found: Sequence[Found], num_bos: int, needed: int, context_length: i
     dropped: list[Found] = []
     room = context_length - needed
     for one in found:
-        size = len(one.row.token_ids) - (num_bos if used else 0)
+        size = len(one.row.token_ids) - (num_left_out if used else 0)
         if size <= room:
             used.append(one)
             room -= size
@@ -84,35 +102,47 @@ def fitting(found: Sequence[Found], num_bos: int, needed: int, context_length: i
     return used, dropped
 
 
-def joined_ids(rows: Sequence[Row], num_bos: int) -> list[int]:
-    """The tokens of documents one after the other, exactly as their key-values are joined."""
-    return [token for index, row in enumerate(rows) for token in row.token_ids[num_bos if index else 0 :]]
+def joined_tokens(rows: Sequence[Row], num_left_out: int) -> list[int]:
+    """The tokens of chunks one after the other, all but the first without so many of their own."""
+    return [token for index, row in enumerate(rows) for token in row.token_ids[num_left_out if index else 0 :]]
+
+
+def num_left_out(model: GritModel, join: Join) -> int:
+    """How many leading tokens a passage leaves out where it follows another."""
+    bos = len(model.tokens.bos_ids)
+    return {"no-bos": bos, "text": bos + model.tokens.prefix_length("passage"), "whole": 0}[join]
+
+
+def paper_request(
+    model: GritModel, question: Question, query: ReadDocument, documents: Sequence[ReadDocument], way: Way
+) -> Request:
+    """One of the GRIT paper's arrangements of cached queries and documents (arXiv 2402.09906, figure 5)."""
+    form, encode = model.tokens.format, model.tokens.encode
+    if way.reuse == "query":
+        text = "\n\n".join(row.text for row in question.rows)
+        prompt = encode(form.ask_before.replace("{document}", text))
+        return Request(prompt, question.params, [query])
+    if way.reuse == "query_doc":
+        return Request(encode(form.ask_between), question.params, [query, *documents], way.join)
+    return Request(encode(form.ask_after), question.params, [*documents, query], way.join)
 
 
 def answer_events(
-    model: GritModel,
-    question: Question,
-    load: Callable[[Sequence[Row]], tuple[list[DocKV], int]],
-    clock: Clock,
+    model: GritModel, question: Question, prepare: Callable[[], Prepared], clock: Clock
 ) -> Iterator[RagEvent]:
-    """Sources, Deltas, Answer. ``load`` fetches key-values, and says how many it had to compute again."""
+    """Sources, Deltas, Answer. ``prepare`` fetches key-values, after the sources were shown."""
     sources, dropped = ([one.hit for one in some] for some in (question.used, question.dropped))
     since = clock.seconds
     yield Sources(sources, dropped)
     clock.leave_out(since)
 
     before = clock.seconds
-    rows = [one.row for one in question.used][::-1]
-    recomputed = 0
-    if question.reuse == "cached":
-        documents, recomputed = load(rows)
-        request = Request(question.prompt_ids, question.params, documents)
-    else:
-        request = Request([*joined_ids(rows, question.num_bos), *question.prompt_ids], question.params)
+    prepared = prepare()
+    request, way = prepared.request, prepared.way
     loaded = clock.seconds - before
 
-    needed = request.num_cached + len(request.prompt_ids) + request.params.max_new_tokens
-    decoder = model.decoder(num_slots=1, max_length=needed)
+    needed = request.num_laid + len(request.prompt_ids) + request.params.max_new_tokens
+    decoder = model.decoder(num_slots=1, max_length=needed, prefill_chunk=len(request.prompt_ids))
     number = decoder.join(request)
     first_token = None
     while decoder.busy:
@@ -127,12 +157,13 @@ def answer_events(
                 yield Answer(
                     text=done.text,
                     sources=sources,
-                    reuse=question.reuse,
+                    reuse=way.reuse,
+                    reason=way.reason,
                     timings=timings,
                     usage=done.usage,
                     finish_reason=done.finish_reason,
                     dropped=dropped,
-                    recomputed=recomputed,
+                    recomputed=prepared.recomputed,
                 )
             else:
                 since = clock.seconds

@@ -15,8 +15,18 @@ from gritkit.errors import InputError
 from gritkit.generation.params import Delta, FinishReason, Usage
 from gritkit.tokens import check_text
 
-Reuse = Literal["cached", "off"]
-"""How an answer came by its documents: from their stored key-values, or by reading them again in the prompt."""
+Reuse = Literal["prefix", "cached", "linked", "off", "query", "query_doc", "doc_query"]
+"""How an answer came by its documents.
+
+``prefix``: from the key-values of exactly this beginning of the prompt; ``cached``: from those that each document had
+on its own; ``linked``: the same, with the first tokens of every document but the first computed again where they
+stand; ``off``: by reading them in the prompt. The other three are those of the GRIT paper (Muennighoff et al. 2024,
+arXiv 2402.09906, section 5), for its table: the key-values of the query's embedding before a document that is read,
+before the document's, or after them.
+"""
+
+Search = Literal["dense", "text", "hybrid"]
+"""By vectors, by words (full-text search), or by both, fused by rank."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,8 @@ class Document:
     """Unique in a knowledge base: a document under a known id replaces that one. By default a digest of the text."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Anything that JSON can hold; ``where=`` finds documents by its first level."""
+    kind: str = "text"
+    """What structure a long text is cut by: "markdown", "html", "docx" have headings, "code:python" indentation."""
 
     def __post_init__(self) -> None:
         if self.id is None:
@@ -36,6 +48,8 @@ class Document:
         if not check_text(self.id, "a document's id"):
             raise InputError("a document's id is empty: leave it out to get a digest of the text")
         check_text(self.text, f"document {self.id!r}")
+        if not isinstance(self.kind, str):
+            raise InputError(f"the kind of document {self.id!r} is {type(self.kind).__name__}, not text")
         if not isinstance(self.metadata, Mapping) or not all(isinstance(key, str) for key in self.metadata):
             raise InputError(f"the metadata of document {self.id!r} is not a dict with text as keys")
         try:
@@ -46,21 +60,30 @@ class Document:
 
 @dataclass(frozen=True)
 class Hit:
-    """A document that was found; ``score`` is the cosine similarity with the query, higher is nearer."""
+    """A chunk that was found. Higher scores are better: the cosine similarity with the query of a dense search, the
+    database's own of a text search, summed reciprocal ranks of a hybrid one, the query's likelihood when reranked."""
 
     id: str
+    """Of the document."""
     text: str
     score: float
     metadata: dict[str, Any]
+    """The document's, and as ``section`` the headings that the chunk stands under."""
+    chunk: int = 0
+    """Which chunk of the document it is, from 0."""
 
 
 @dataclass(frozen=True)
 class AddReport:
     """What became of the documents that were added; skipped ones were there already, word for word."""
 
-    added: int
-    updated: int
-    skipped: int
+    added: int = 0
+    updated: int = 0
+    skipped: int = 0
+    failed: int = 0
+    """Handed to ``on_error``; without it the first one raises."""
+    chunks: int = 0
+    """Chunks that were read."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +106,11 @@ class Answer:
 
     text: str
     sources: list[Hit]
-    """The documents that the model read, best first. In the prompt the best stands last, next to the question."""
+    """The chunks that the model read, best first. In the prompt the best stands last, next to the question."""
     reuse: Reuse
     """Which way was really taken."""
+    reason: str
+    """Why this way: what was asked for, or what ``auto`` went by."""
     timings: Timings
     usage: Usage
     """``cached_tokens`` of ``prompt_tokens`` were not computed for this answer."""

@@ -1,13 +1,14 @@
 """Rag: a knowledge base of documents that are read once, and the answers that start from them.
 
-A document goes through the model once, when it is added: its vector and its row go to the store, its key-values to the
-block store beside it. An answer lays the key-values of the documents it found one after the other and computes the
-question alone. The blocks of a row are written before the row; a block that is missing or damaged later is computed
+A document goes through the model once, when it is added: its chunks' vectors and rows go to the store, their key-values
+to the blocks beside it. An answer lays the key-values of the chunks it found one after the other and computes the
+question alone, or takes another rung of the ladder (``ladder``). A block that is missing or damaged later is computed
 again from the stored text and written back.
 
-    folder   gritkit_kb.json (manifest)   documents.lance (rows)   blocks/ (key-values)
+    add     documents -> reader (cut, read) -> blocks, then rows (``base``)
+    ask     question -> search -> ladder -> cache -> answering
 
-This module knows nothing about attention, file formats or the database.
+This module composes; it knows nothing about attention, file formats or databases.
 """
 
 from __future__ import annotations
@@ -15,78 +16,115 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
-from gritkit.batch import token_budget
 from gritkit.errors import InputError, StoreError
-from gritkit.files import resolve
+from gritkit.generation.decoder import Request
 from gritkit.generation.params import SamplingParams
-from gritkit.kv.blocks import BlockStore
-from gritkit.kv.dockv import DocKV
+from gritkit.kv.codecs import DEFAULT_CODEC, check_codec
+from gritkit.kv.dockv import DocKV, Join, ReadDocument, check_join
 from gritkit.model import GritModel
-from gritkit.rag.answering import Clock, Found, Question, answer_events, fitting
-from gritkit.rag.documents import (
-    AddReport,
-    Answer,
-    Document,
-    Hit,
-    RagEvent,
-    Reuse,
-    tags_of,
-    tags_to_find,
-    to_json,
+from gritkit.rag import ladder, verdicts
+from gritkit.rag.adding import OnError, add_documents
+from gritkit.rag.answering import (
+    Clock,
+    Found,
+    Prepared,
+    Question,
+    answer_events,
+    fitting,
+    joined_tokens,
+    num_left_out,
+    paper_request,
 )
-from gritkit.rag.lance import LanceStore
-from gritkit.rag.manifest import Manifest
-from gritkit.rag.store import DocumentStore, Row
-from gritkit.tokens import TokenSeq, check_text
+from gritkit.rag.base import KnowledgeBase, Stats, VerifyReport
+from gritkit.rag.cache import DocumentCache
+from gritkit.rag.coding import BlockCoder
+from gritkit.rag.documents import AddReport, Answer, Document, Hit, RagEvent, Search, tags_to_find
+from gritkit.rag.rates import Rates
+from gritkit.rag.reader import Reader, manifest_of
+from gritkit.rag.store import Row
+from gritkit.search import reciprocal_rank_fusion
+from gritkit.tokens import check_text, sequence
 
-_ROWS_AT_ONCE = 256
-"""Documents of one table write."""
-_READ_TOKENS = 4096
-"""Tokens whose key-values are in memory at once while documents are added; at least one packed row."""
+MEMORY_BYTES = 1 << 30
+_CANDIDATES = 4
+"""Times ``top_k``: how many chunks each half of a hybrid search, and a rerank, looks at."""
 
 _log = logging.getLogger("gritkit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Bytes that key-values may take in each tier."""
+
+    disk: int | None = None
+    """None: half of what is free when the knowledge base is opened, and what its blocks take already."""
+    memory: int = MEMORY_BYTES
+    """Coded, as on disk; a quarter more for beginnings of prompts."""
+    device: int = 0
+    """Decoded, where the model is."""
 
 
 class Rag:
     """A knowledge base and the model that reads it; made by :meth:`open`, best in a ``with`` block."""
 
     def __init__(
-        self, model: GritModel, store: DocumentStore, blocks: BlockStore, *, instruction: str | None = None
+        self, model: GritModel, base: KnowledgeBase, *, instruction: str | None, salt: str, budget: Budget
     ) -> None:
-        self._model = model
+        self.model = model
+        self.base = base
+        self.answers: Counter[str] = Counter()
+        """How many answers took each way of reuse."""
         self._instruction = instruction
-        self._store = store
-        self._blocks = blocks
-        self._caches = model.writes and model.probe.rope is not None
+        self._rates = Rates(base.blocks.folder / f"rates-{model.fingerprint[:16]}-{model.device.type}.json")
+        self._cache: DocumentCache | None = None
+        coder = None
+        if model.writes and model.probe.rope is not None:
+            coder = BlockCoder(model, check_codec(base.manifest.codec), salt)
+            self._cache = DocumentCache(
+                coder, base.blocks, self._rates, memory_bytes=budget.memory, device_bytes=budget.device
+            )
+        self._reader = Reader(model, base.manifest, coder)
+        self._verdicts = verdicts.load(model.fingerprint)
 
     @classmethod
-    def open(cls, folder_or_url: str | os.PathLike[str], model: GritModel, *, instruction: str | None = None) -> Rag:
-        """The knowledge base of a folder, made when there is none.
+    def open(
+        cls,
+        folder_or_url: str | os.PathLike[str],
+        model: GritModel,
+        *,
+        instruction: str | None = None,
+        codec: str = DEFAULT_CODEC,
+        chunk_tokens: int | None = None,
+        chunk_overlap: int | None = None,
+        tenant: str = "",
+        budget: Budget | None = None,
+    ) -> Rag:
+        """The knowledge base of a folder, an object-storage URI or a ``postgresql://`` address; made if there is none.
 
         ``instruction`` is what queries are embedded with, for checkpoints that were trained so; documents get none.
+        ``chunk_tokens`` and ``chunk_overlap`` count when it is made. Key-values of one ``tenant`` are out of another's
+        reach.
 
         Raises:
-            InputError: for an instruction that the model's prompt format has no place for.
-            StoreError: for a folder of another model or format, one that holds something else, or a server's address.
+            InputError: for an instruction that the model's prompt format has no place for, or an unknown codec.
+            StoreError: for one of another model, codec or format, or a place that holds something else.
             MissingExtraError: without the packages of ``gritkit[rag]``.
         """
-        where = os.fspath(folder_or_url)
-        if "://" in where:
-            kind = where.split("://")[0]
-            raise StoreError(f"{kind}:// knowledge bases are not available in this release: give a local folder")
         model.tokens.format.embed_prefix("query", instruction)
-        folder = resolve(where)
-        blocks = BlockStore(folder / "blocks", model.fingerprint)
-        manifest = Manifest(
-            fingerprint=model.fingerprint, dim=model.dim, prompt_format=model.embedding_config.prompt_format
-        )
-        manifest.open(folder)
-        return cls(model, LanceStore(folder, model.dim), blocks, instruction=instruction)
+        budget = budget or Budget()
+        manifest = manifest_of(model, codec=codec, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
+        base = KnowledgeBase.open(folder_or_url, manifest=manifest)
+        base.blocks.max_bytes = _free_half(base.blocks.folder) if budget.disk is None else budget.disk
+        return cls(model, base, instruction=instruction, salt=check_text(tenant, "tenant"), budget=budget)
 
     def __enter__(self) -> Rag:
         return self
@@ -96,145 +134,147 @@ class Rag:
 
     def close(self) -> None:
         """Let go of the files. Everything added is on disk already."""
-        self._store.close()
+        self._rates.save()
+        self.base.close()
 
     def __len__(self) -> int:
-        return len(self._store)
+        """Documents."""
+        return self.base.store.size().documents
+
+    @property
+    def reader(self) -> Reader:
+        """What reads documents; it needs no knowledge base."""
+        return self._reader
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Reads of key-values so far: by tier, ``lost``, and the block store's ``damaged`` and ``evicted``."""
+        blocks = {name: self.base.blocks.counts[name] for name in ("damaged", "evicted")}
+        return Counter(blocks) + (self._cache.counts if self._cache else Counter())
 
     # -- documents -----------------------------------------------------------------------------------------------
 
     def add(
-        self, documents: Iterable[Document | str] | Document | str, *, truncate: bool = False, progress: bool = False
+        self,
+        documents: Iterable[Document | str] | Document | str,
+        *,
+        on_error: OnError | None = None,
+        progress: bool = False,
     ) -> AddReport:
-        """Read documents and keep them, batch by batch. One whose id is known replaces it; unchanged ones are skipped.
+        """Read documents and keep them, commit by commit. A known id is replaced, an unchanged document is skipped.
 
-        ``truncate`` cuts a document to ``max_length`` for the model; the stored text stays whole.
+        A long document is cut into chunks. With ``on_error`` a document that cannot be taken is handed to it (id,
+        reason) and the rest goes on; what was committed stays in any case.
 
         Raises:
-            InputError: naming the document's id, for one that is empty or too long. Batches before it are kept.
-            StoreError: when the disk refuses.
+            InputError: naming the document's id, for one without words. StoreError: when the disk refuses.
         """
-        counts = {"added": 0, "updated": 0, "skipped": 0}
         if isinstance(documents, (str, Document)):
             documents = [documents]
-        total = len(documents) if isinstance(documents, Sequence) else None
-        with tqdm(total=total, unit=" docs", disable=None if progress else True, smoothing=0.05) as bar:
-            for batch in _batches(documents):
-                self._add(batch, counts, truncate)
-                bar.update(len(batch))
-        return AddReport(**counts)
+        since = time.perf_counter()
+        done = add_documents(self.base, self._reader, documents, on_error, progress)
+        self._rates.measured("prefill", done.num_tokens, time.perf_counter() - since)
+        if self._cache is not None and done.dropped:
+            self._cache.drop(done.dropped)
+        return done.report
 
     def delete(self, ids: str | Iterable[str]) -> int:
         """Remove documents with their key-values; unknown ids are passed over. Returns how many there were."""
-        given = list(
-            dict.fromkeys(check_text(id, "a document's id") for id in ([ids] if isinstance(ids, str) else ids))
-        )
-        rows = self._store.get(given)
-        removed = self._store.delete(given)
-        self._drop_blocks(row.block_key for row in rows.values())
+        given = [check_text(id, "a document's id") for id in ([ids] if isinstance(ids, str) else ids)]
+        heads = self.base.store.heads(given) if self._cache is not None else {}
+        removed = self.base.delete(given)
+        if self._cache is not None:
+            self._cache.drop(key for head in heads.values() for key in head.block_keys)
         return removed
 
-    def _add(self, batch: Mapping[str, Document], counts: dict[str, int], truncate: bool) -> None:
-        sequences = {one.id: self._tokens(one, truncate) for one in batch.values()}
-        known = self._store.get(list(batch))
-        rows: list[Row] = []
-        unread: list[Document] = []
-        for document in batch.values():
-            old = known.get(document.id)
-            ids = tuple(sequences[document.id].ids.tolist())
-            if old is None or (old.text, old.token_ids, old.fingerprint) != (
-                document.text,
-                ids,
-                self._model.fingerprint,
-            ):
-                unread.append(document)
-            elif old.metadata != to_json(dict(document.metadata)):
-                rows.append(self._row(document, old.vector, ids, old.block_key))
-            else:
-                counts["skipped"] += 1
-        for group in _groups(unread, sequences, max(_READ_TOKENS, token_budget(self._model.device))):
-            rows += self._read(group, sequences, truncate)
-        self._store.upsert(rows)
-        counts["updated"] += sum(row.id in known for row in rows)
-        counts["added"] += sum(row.id not in known for row in rows)
-        now = {row.id: row.block_key for row in rows}
-        self._drop_blocks(old.block_key for id, old in known.items() if now.get(id, old.block_key) != old.block_key)
+    def stats(self) -> Stats:
+        """What the knowledge base holds."""
+        return self.base.stats()
 
-    def _tokens(self, document: Document, truncate: bool) -> TokenSeq:
-        try:
-            (tokens,) = self._model.tokens.to_embed(
-                [document.text], "passage", None, self._max_length, truncate=truncate
-            )
-        except InputError as error:
-            raise InputError(f"document {document.id!r} cannot be added: {error}") from None
-        return tokens
+    def verify(self) -> VerifyReport:
+        """Read everything and set right what can be; missing key-values are computed again."""
+        coder = self._cache.coder if self._cache is not None else None
+        if coder is None:
+            return self.base.verify()
+        return self.base.verify(lambda rows: [coder.block(self._read_again(row)) for row in rows])
 
-    def _read(self, documents: Sequence[Document], sequences: Mapping[str, TokenSeq], truncate: bool) -> list[Row]:
-        """One pass over a group: vectors, and the key-values to their blocks. Rows to be written after them."""
-        texts = [document.text for document in documents]
-        if self._caches:
-            vectors, caches = self._model.read(texts, max_length=self._max_length, truncate=truncate)
-            keys = self._blocks.put_many(caches)
-        else:
-            vectors = self._model.embed(texts, max_length=self._max_length, truncate=truncate)
-            keys = [""] * len(texts)
-        return [
-            self._row(document, vector, tuple(sequences[document.id].ids.tolist()), key)
-            for document, vector, key in zip(documents, vectors, keys, strict=True)
-        ]
+    # -- search --------------------------------------------------------------------------------------------------
 
-    def _row(self, document: Document, vector: Any, token_ids: tuple[int, ...], block_key: str) -> Row:
-        return Row(
-            id=document.id,
-            text=document.text,
-            metadata=to_json(dict(document.metadata)),
-            tags=tags_of(document.metadata),
-            vector=vector,
-            token_ids=token_ids,
-            block_key=block_key,
-            fingerprint=self._model.fingerprint,
-        )
+    def search(
+        self,
+        query: str,
+        top_k: int = 10,
+        where: Mapping[str, Any] | None = None,
+        *,
+        by: Search = "dense",
+        rerank: bool = False,
+    ) -> list[Hit]:
+        """The chunks that suit the query best, best first, among those whose metadata has all that ``where`` names.
 
-    def _drop_blocks(self, keys: Iterable[str]) -> None:
-        """Delete blocks that no row needs any more (equal texts under two ids share one)."""
-        unused = {key for key in keys if key}
-        for key in unused - self._store.referenced(sorted(unused)):
-            self._blocks.delete(key)
-
-    @property
-    def _max_length(self) -> int:
-        return min(self._model.embedding_config.max_length, self._model.context_length)
-
-    # -- answers -------------------------------------------------------------------------------------------------
-
-    def search(self, query: str, top_k: int = 10, where: Mapping[str, Any] | None = None) -> list[Hit]:
-        """The documents nearest to the query, best first, among those whose metadata has all that ``where`` names.
+        ``rerank`` orders four times as many by the likelihood of the query given each of them (:meth:`GritModel.score`)
+        and keeps the best.
 
         Raises:
             InputError: for an empty query, ``top_k`` below 1, or a filter that is none.
         """
-        return [_hit(row, score) for row, score in self._ranked(query, top_k, where)]
+        return [_hit(row, score) for row, score in self._ranked(query, top_k, where, by, rerank)]
 
-    def ask(
-        self,
-        question: str,
-        *,
-        top_k: int = 3,
-        where: Mapping[str, Any] | None = None,
-        reuse: str = "auto",
-        **sampling: Any,
-    ) -> Answer:
-        """An answer from the documents nearest to the question; ``sampling`` as in :meth:`GritModel.chat`.
+    def _ranked(
+        self, query: str, top_k: int, where: Mapping[str, Any] | None, by: str, rerank: bool
+    ) -> list[tuple[Row, float]]:
+        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+            raise InputError(f"top_k={top_k!r} must be a whole number of at least 1")
+        if by not in ("dense", "text", "hybrid"):
+            raise InputError(f"by={by!r} is not one of 'dense', 'text', 'hybrid'")
+        tags = tags_to_find(where)
+        if not isinstance(query, str) or not query.strip():
+            raise InputError(f"the query is empty or no text: {query!r:.60}")
+        wanted = top_k * _CANDIDATES if rerank else top_k
+        if by == "dense":
+            found = self._nearest(query, wanted, tags)
+        elif by == "text":
+            found = self.base.store.matching(check_text(query, "query"), wanted, tags)
+        else:
+            found = self._hybrid(query, wanted, tags)
+        if not rerank or not found:
+            return found
+        rows = [row for row, _ in found]
+        ranked = self.model.rerank(query, [row.text for row in rows], top_n=top_k, truncate=True)
+        return [(rows[one.index], one.score) for one in ranked]
 
-        ``reuse``: "cached" starts from the documents' stored key-values and computes the question alone; "off" computes
-        the same tokens anew, as one causal prompt; "auto" is "cached" wherever the model can move its documents.
-        Documents that leave no room for the question and ``max_new_tokens`` are dropped, and listed in the answer.
+    def _nearest(self, query: str, top_k: int, tags: Sequence[str]) -> list[tuple[Row, float]]:
+        limit = min(self.model.embedding_config.max_length, self.model.context_length)
+        vector = self.model.embed(query, role="query", instruction=self._instruction, max_length=limit)
+        return self.base.store.nearest(vector, top_k, tags)
+
+    def _hybrid(self, query: str, top_k: int, tags: Sequence[str]) -> list[tuple[Row, float]]:
+        """Both searches at once; what the words find has its key-values read ahead while the question is embedded."""
+        wanted = top_k * _CANDIDATES
+
+        def by_words() -> list[tuple[Row, float]]:
+            found = self.base.store.matching(check_text(query, "query"), wanted, tags)
+            if self._cache is not None:
+                self._cache.read_ahead([row.block_key for row, _ in found[:top_k]])
+            return found
+
+        with ThreadPoolExecutor(1) as pool:
+            words = pool.submit(by_words)
+            dense = self._nearest(query, wanted, tags)
+            both = [dense, words.result()]
+        rows = {row.id: row for ranking in both for row, _ in ranking}
+        fused = reciprocal_rank_fusion([[row.id for row, _ in ranking] for ranking in both])
+        return [(rows[id], score) for id, score in fused[:top_k]]
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def ask(self, question: str, **options: Any) -> Answer:
+        """An answer from the documents that suit the question; the keywords are those of :meth:`stream`.
 
         Raises:
             InputError: for an empty question, an empty knowledge base, or when not even one document fits.
-            UnsupportedModelError: for "cached" on a model whose documents cannot be moved, or one that cannot write.
+            UnsupportedModelError: for key-values of a model whose documents cannot be moved, or that cannot write.
         """
-        *_, answer = self.stream(question, top_k=top_k, where=where, reuse=reuse, **sampling)
+        *_, answer = self.stream(question, **options)
         assert isinstance(answer, Answer)
         return answer
 
@@ -244,108 +284,150 @@ class Rag:
         *,
         top_k: int = 3,
         where: Mapping[str, Any] | None = None,
+        by: Search = "dense",
+        rerank: bool = False,
         reuse: str = "auto",
+        join: Join | None = None,
+        link_tokens: int | None = None,
         **sampling: Any,
     ) -> Iterator[RagEvent]:
-        """As :meth:`ask`, while it comes: Sources, then Deltas, then the Answer."""
+        """As :meth:`ask`, while it comes: Sources, then Deltas, then the Answer.
+
+        ``reuse`` is a way of :data:`gritkit.rag.documents.Reuse`, or "auto" (``gritkit.rag.ladder`` has the order).
+        ``join`` says what every document but the first leaves out, ``link_tokens`` how many tokens of each are computed
+        again with "linked"; None leaves both to the gate. ``sampling`` as in :meth:`GritModel.chat`. Documents that
+        leave no room for the question and ``max_new_tokens`` are dropped, and listed in the answer.
+        """
         params = SamplingParams.of(sampling)
-        return self._stream(question, top_k, where, self._reuse(reuse), params)
+        ladder.check_reuse(reuse)
+        if reuse not in ("auto", "off"):
+            _ = self.model.rope  # raises with the reason where documents cannot be moved
+        if link_tokens is not None and (not isinstance(link_tokens, int) or link_tokens < 1 or reuse != "linked"):
+            raise InputError(f"link_tokens={link_tokens!r} must be at least 1, and goes with reuse='linked' alone")
+        joined = ladder.join_of(None if join is None else check_join(join), self._verdicts, self.base.manifest.codec)
+        return self._stream(question, (top_k, where, by, rerank), reuse, joined, link_tokens, params)
 
     def _stream(
-        self, question: str, top_k: int, where: Mapping[str, Any] | None, reuse: Reuse, params: SamplingParams
+        self,
+        text: str,
+        search: tuple[int, Mapping[str, Any] | None, str, bool],
+        reuse: str,
+        join: Join,
+        link_tokens: int | None,
+        params: SamplingParams,
     ) -> Iterator[RagEvent]:
         clock = Clock()
-        ranked = self._ranked(question, top_k, where)
+        ranked = self._ranked(text, *search)
         searched = clock.seconds
         if not ranked:
             raise InputError(
                 "the knowledge base is empty: add documents before asking"
                 if not len(self)
-                else f"no document has the metadata that where={where!r:.80} asks for"
+                else f"no document suits where={search[1]!r:.80}"
             )
-        prompt_ids = self._model.tokens.question_prompt(question)
+        if self._cache is not None:
+            self._cache.read_ahead([row.block_key for row, _ in ranked])
         found = [Found(_hit(row, score), row) for row, score in ranked]
-        num_bos = len(self._model.tokens.bos_ids)
-        needed = len(prompt_ids) + params.max_new_tokens
-        used, dropped = fitting(found, num_bos, needed, self._model.context_length)
-        asked = Question(prompt_ids, used, dropped, num_bos, params, reuse, searched)
-        yield from answer_events(self._model, asked, self._load, clock)
+        needed = len(self.model.tokens.question_prompt(text)) + params.max_new_tokens
+        used, dropped = fitting(found, needed, num_left_out(self.model, join), self.model.context_length)
+        question = Question(text, used, dropped, params, searched)
+        yield from answer_events(self.model, question, lambda: self._prepare(question, reuse, join, link_tokens), clock)
 
-    def _reuse(self, asked: str) -> Reuse:
-        if asked in ("prefix", "linked"):
-            raise InputError(f"reuse={asked!r} is not available in this release: use 'auto', 'cached' or 'off'")
-        if asked not in ("auto", "cached", "off"):
-            raise InputError(f"reuse={asked!r} is not one of 'auto', 'cached', 'off'")
-        if asked == "cached":
-            _ = self._model.rope  # raises with the reason where documents cannot be moved
-        return "cached" if asked == "cached" or (asked == "auto" and self._caches) else "off"
+    def _prepare(self, question: Question, reuse: str, join: Join, link_tokens: int | None) -> Prepared:
+        """Decide the way and have its documents."""
+        rows = question.rows
+        ids = joined_tokens(rows, num_left_out(self.model, join))
+        way = ladder.choose(
+            reuse,
+            self._facts(rows, ids),
+            self._verdicts,
+            codec=self.base.manifest.codec,
+            join=join,
+            link_tokens=link_tokens,
+        )
+        prepared = self._prepared(question, way, ids, keep_prefix=reuse in ("auto", "prefix"))
+        self.answers[prepared.way.reuse] += 1
+        return prepared
 
-    def _ranked(self, query: str, top_k: int, where: Mapping[str, Any] | None) -> list[tuple[Row, float]]:
-        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-            raise InputError(f"top_k={top_k!r} must be a whole number of at least 1")
-        tags = tags_to_find(where)
-        if not isinstance(query, str) or not query.strip():
-            raise InputError(f"the query is empty or no text: {query!r:.60}")
-        vector = self._model.embed(query, role="query", instruction=self._instruction, max_length=self._max_length)
-        return self._store.search(vector, top_k, tags)
+    def _prepared(self, question: Question, way: ladder.Way, ids: list[int], *, keep_prefix: bool) -> Prepared:
+        prompt, rows = self.model.tokens.question_prompt(question.text), question.rows
+        if way.reuse in ("off", "prefix"):
+            if not keep_prefix or self._cache is None:
+                return Prepared(Request([*ids, *prompt], question.params), way)
+            return self._from_prefix(question, way, ids, prompt)
+        if way.reuse in ("query", "query_doc", "doc_query"):
+            _, (query,) = self.model.read([question.text], role="query", instruction=self._instruction)
+            documents, recomputed = ([], 0) if way.reuse == "query" else self._load(rows)
+            return Prepared(paper_request(self.model, question, query, documents, way), way, recomputed)
+        documents, recomputed = self._load(rows)
+        return Prepared(Request(prompt, question.params, documents, way.join, way.link_tokens), way, recomputed)
 
-    def _load(self, rows: Sequence[Row]) -> tuple[list[DocKV], int]:
+    def _from_prefix(self, question: Question, way: ladder.Way, ids: list[int], prompt: list[int]) -> Prepared:
+        """From the kept beginning of the prompt; where there is none, it is read and kept for the next one."""
+        assert self._cache is not None
+        rows = question.rows
+        if self._exact_alone(rows):
+            documents, recomputed = self._load(rows)
+            return Prepared(Request(prompt, question.params, documents), way, recomputed)
+        kept = self._cache.prefix(ids)
+        if kept is not None:
+            return Prepared(Request(prompt, question.params, [kept]), way)
+        since = time.perf_counter()
+        _, (read,) = self.model.read_tokens([sequence(ids, pool=True)], causal=True)
+        self._rates.measured("prefill", len(ids), time.perf_counter() - since)
+        self._cache.keep_prefix(read)
+        reason = "its beginning was not read before" if way.reuse == "prefix" else way.reason
+        request = Request(prompt, question.params, [read], num_computed=len(ids))
+        return Prepared(request, ladder.Way("off", reason, way.join))
+
+    def _facts(self, rows: Sequence[Row], ids: Sequence[int]) -> ladder.Facts:
+        if self._cache is None:
+            return ladder.Facts(False, False, False, None, None)
+        return ladder.Facts(
+            movable=True,
+            exact_alone=self._exact_alone(rows),
+            has_prefix=self._cache.has_prefix(ids),
+            load_s=self._cache.seconds_to_load(row.block_key for row in rows),
+            prefill_s=self._rates.seconds("prefill", len(ids)),
+        )
+
+    def _exact_alone(self, rows: Sequence[Row]) -> bool:
+        causal = self.model.embedding_config.embedding_attention == "causal"
+        return causal and len(rows) == 1 and self.base.manifest.codec == "exact"
+
+    def _load(self, rows: Sequence[Row]) -> tuple[list[ReadDocument], int]:
         """The key-values of rows in their order, and how many of them had to be computed again."""
-        documents, recomputed = [], 0
-        for row in rows:
-            document = self._blocks.get(row.block_key) if row.block_key else None
-            if document is None:
-                document = self._read_again(row)
-                recomputed += 1
-            documents.append(document)
-        return documents, recomputed
+        assert self._cache is not None
+        found = self._cache.get_many([row.block_key for row in rows])
+        documents = [one or self._kept_again(row) for row, one in zip(rows, found, strict=True)]
+        return documents, sum(one is None for one in found)
+
+    def _kept_again(self, row: Row) -> ReadDocument:
+        document = self._read_again(row)
+        assert self._cache is not None
+        try:
+            self._cache.keep(document)
+        except StoreError as error:
+            _log.warning("the recomputed key-values of %r are not kept: %s", row.id, error)
+        return document
 
     def _read_again(self, row: Row) -> DocKV:
-        # max_length = what was read then: a document that was cut is cut at the same place
-        _, (document,) = self._model.read([row.text], max_length=len(row.token_ids), truncate=True)
-        if document.ids != row.token_ids:
+        (tokens,) = self.model.tokens.to_embed([row.text], "passage", None, self.model.context_length, truncate=False)
+        if tuple(tokens.ids.tolist()) != row.token_ids:
             raise StoreError(
-                f"document {row.id!r} was read in another prompt format than today's: "
-                "index the documents again into a new folder"
+                f"document {row.document!r:.200} was read in another prompt format than today's: "
+                f"convert the knowledge base with: gritkit kb reindex {self.base.where}"
             )
-        try:
-            self._blocks.put(document)
-        except StoreError as error:
-            _log.warning("the recomputed key-values of document %r are not kept: %s", row.id, error)
+        _, (document,) = self.model.read_tokens([tokens])
         return document
 
 
 def _hit(row: Row, score: float) -> Hit:
-    return Hit(row.id, row.text, score, json.loads(row.metadata))
+    return Hit(row.document, row.text, score, json.loads(row.metadata), row.number)
 
 
-def _batches(documents: Iterable[Document | str]) -> Iterator[dict[str, Document]]:
-    """Documents by id, a write's worth at a time; one whose id is waiting already begins the next batch."""
-    if not isinstance(documents, Iterable) or isinstance(documents, (bytes, Mapping)):
-        raise InputError(f"documents must be an iterable of Document or str, not {type(documents).__name__}")
-    batch: dict[str, Document] = {}
-    for index, given in enumerate(documents):
-        if not isinstance(given, (Document, str)):
-            raise InputError(f"document {index} is {type(given).__name__}: give a Document or a str")
-        document = Document(given) if isinstance(given, str) else given
-        if document.id in batch or len(batch) == _ROWS_AT_ONCE:
-            yield batch
-            batch = {}
-        batch[document.id] = document
-    if batch:
-        yield batch
-
-
-def _groups(documents: Sequence[Document], sequences: Mapping[str, TokenSeq], budget: int) -> Iterator[list[Document]]:
-    """Neighbouring documents of at most ``budget`` tokens together, a longer one alone."""
-    group: list[Document] = []
-    room = budget
-    for document in documents:
-        size = len(sequences[document.id])
-        if group and size > room:
-            yield group
-            group, room = [], budget
-        group.append(document)
-        room -= size
-    if group:
-        yield group
+def _free_half(folder: Path) -> int:
+    """Half of the free bytes of the disk that holds a folder, and what lies in it already."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    taken = sum(file.stat().st_size for file in folder.glob("??/??/*")) if folder.exists() else 0
+    return shutil.disk_usage(existing).free // 2 + taken
