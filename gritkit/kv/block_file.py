@@ -62,7 +62,6 @@ _DTYPES = {
     )
 }
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW  # a pipe in the place of a block must not block
-_MOST_AXES = 32
 _THREADS = 4
 _THREAD_BYTES = 4 << 20  # with less for each, waking threads takes longer than they save
 
@@ -200,8 +199,8 @@ def _chunk_sums(parts: Sequence[bytes | memoryview]) -> Iterator[int]:
 @dataclass(frozen=True)
 class _Head:
     fields: dict[str, Any]
-    arrays: list[tuple[np.dtype[Any], tuple[int, ...], int]]
-    """Dtype, shape and place in the payload."""
+    arrays: tuple[NDArray[Any], ...]
+    """Views of the payload's bytes, whether they were read already or not."""
     sums: tuple[int, ...]
     chunk: int
     start: int
@@ -239,9 +238,7 @@ class Reading:
     def block(self) -> Block:
         """The block, as views of the file's bytes."""
         assert self.failure is None
-        start, data = self._head.start, self._view
-        arrays = [np.ndarray(shape, dtype, data, start + place) for dtype, shape, place in self._head.arrays]
-        return Block(self._head.fields, tuple(arrays))
+        return Block(self._head.fields, self._head.arrays)
 
     @property
     def num_chunks(self) -> int:
@@ -295,7 +292,7 @@ class Reading:
             raise UnusableError("it is another block")
         try:
             fields = _fields(data[_PREFIX.size : ints_at], data[ints_at:about_at])
-            arrays = _arrays(_json(data[about_at:table_at]), payload)
+            arrays = _arrays(_json(data[about_at:table_at]), self._view[start:])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UnusableError(f"its head cannot be understood: {error}") from None
         return _Head(fields, arrays, struct.unpack_from(f"<{num_chunks}Q", data, table_at), chunk, start)
@@ -395,17 +392,18 @@ def _fields(text: memoryview, ints: memoryview) -> dict[str, Any]:
     return fields
 
 
-def _arrays(about: Any, payload: int) -> list[tuple[np.dtype[Any], tuple[int, ...], int]]:
+def _arrays(about: Any, payload: memoryview) -> tuple[NDArray[Any], ...]:
     if about["byteorder"] != sys.byteorder:
         raise UnusableError(f"it was written on a {about['byteorder']}-endian machine")
-    arrays, place = [], 0
+    arrays: list[NDArray[Any]] = []
+    place = 0
     for name, shape in about["arrays"]:
         dtype = _DTYPES[name]
-        if not set(map(type, shape)) <= {int} or (shape and min(shape) < 0) or len(shape) > _MOST_AXES:
+        if not set(map(type, shape)) <= {int} or (shape and min(shape) < 0):
             raise UnusableError(f"it states an impossible shape: {shape}")
-        arrays.append((dtype, tuple(shape), place))
+        arrays.append(np.ndarray(tuple(shape), dtype, payload, place))  # refuses what is outside of the payload
         place += math.prod(shape) * dtype.itemsize
         place += -place % _ALIGNMENT
-    if place != payload:
+    if place != len(payload):
         raise UnusableError("its shapes and its length disagree")
-    return arrays
+    return tuple(arrays)
