@@ -153,7 +153,8 @@ class LanceStore:
             with self._errors("read"):
                 wanted = addresses[start : start + batch_size].tolist()
                 taken = moment.take_row_ids(wanted).select([*_COLUMNS, "vector"]).to_list()
-            yield [_row(found) for found in taken]
+            # rows are taken in the order of the table's files, whatever order they were asked in
+            yield sorted((_row(found) for found in taken), key=lambda row: (row.document, row.number))
 
     def optimize(self) -> None:
         from lancedb.index import FTS
