@@ -33,7 +33,7 @@ _CHUNK = 1 << 20
 _ARRAY = RecordError("a JSON array, not JSON Lines: write one object to a line")
 
 
-class _Damaged(Exception):
+class DamagedFile(Exception):
     """A file that ends early or is not what its name says."""
 
 
@@ -126,7 +126,7 @@ def sorted_kinds(
                 continue
             records.setdefault(found, []).append(record)
             lines.setdefault(found, []).append(line)
-    except _Damaged as error:
+    except DamagedFile as error:
         problems.add(f"{name}:{line}", f"{error} after this line" if line else str(error))
     result: Sources = []
     for known in get_args(Kind):
@@ -176,11 +176,11 @@ def _parsed(number: int, line: bytes) -> Any:
 def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Lines ended by \\n alone: str.splitlines would also split at characters that JSON allows inside strings."""
     rest: list[bytes] = []
-    damage: _Damaged | None = None
+    damage: DamagedFile | None = None
     while True:
         try:
             chunk = next(chunks, None)
-        except _Damaged as error:
+        except DamagedFile as error:
             chunk, damage = None, error
         if chunk is None:
             break
@@ -205,9 +205,9 @@ def _chunks(path: Path) -> Iterator[bytes]:
             while chunk := file.read(_CHUNK):
                 yield chunk
     except EOFError:
-        raise _Damaged("the gzip file ends too early") from None
+        raise DamagedFile("the gzip file ends too early") from None
     except (OSError, zlib.error) as error:
-        raise _Damaged(f"cannot be read: {error}") from None
+        raise DamagedFile(f"cannot be read: {error}") from None
 
 
 def _zst_chunks(path: Path) -> Iterator[bytes]:
@@ -226,9 +226,9 @@ def _zst_chunks(path: Path) -> Iterator[bytes]:
                     yield frame.decompress(data)
                     data = frame.unused_data if frame.eof else b""
     except (OSError, zstandard.ZstdError) as error:
-        raise _Damaged(f"cannot be read: {error}") from None
+        raise DamagedFile(f"cannot be read: {error}") from None
     if not frame.eof:  # zstandard's own reader would take a torn file for a finished one
-        raise _Damaged("the zst file ends too early")
+        raise DamagedFile("the zst file ends too early")
 
 
 # -- tables ------------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
                     yield row, item
                     row += 1
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise _Damaged(f"cannot be read: {str(error).splitlines()[0]}") from None
+        raise DamagedFile(f"cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def data_set(source: str | Path, *, streaming: bool = False) -> Any:

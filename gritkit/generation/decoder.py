@@ -134,8 +134,10 @@ class Decoder:
             )
         return self._store.max_length - taken
 
-    def join(self, request: Request) -> int:
+    def join(self, request: Request, sampler: Sampler | None = None) -> int:
         """Take a slot and lay the documents into it; returns the row's number, which its events carry.
+
+        ``sampler`` chooses the tokens in the place of one by the request's parameters.
 
         Raises:
             InputError: for an empty prompt, one that does not fit the context, or when no slot is free.
@@ -155,7 +157,7 @@ class Decoder:
             slot=slot,
             request=request,
             limit=min(request.params.max_new_tokens, room),
-            sampler=Sampler(request.params, seen),
+            sampler=sampler or Sampler(request.params, seen),
             text=TextStream(self._tokenizer, request.prompt_ids, request.params.stop),
             past=past,
             todo=list(request.prompt_ids),

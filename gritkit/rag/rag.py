@@ -310,31 +310,50 @@ class Rag:
     def _stream(
         self,
         text: str,
-        search: tuple[int, Mapping[str, Any] | None, str, bool],
+        search: tuple[int, Mapping[str, Any] | None, Search, bool],
         reuse: str,
         join: Join,
         link_tokens: int | None,
         params: SamplingParams,
     ) -> Iterator[RagEvent]:
         clock = Clock()
-        ranked = self._ranked(text, *search)
+        top_k, where, by, rerank = search
+        question = self.find(text, top_k=top_k, where=where, by=by, rerank=rerank, join=join, params=params)
+        yield from answer_events(self.model, question, lambda: self.prepare(question, reuse, join, link_tokens), clock)
+
+    def find(
+        self,
+        question: str,
+        *,
+        top_k: int = 3,
+        where: Mapping[str, Any] | None = None,
+        by: Search = "dense",
+        rerank: bool = False,
+        join: Join = "no-bos",
+        params: SamplingParams | None = None,
+    ) -> Question:
+        """The first half of :meth:`stream`: the chunks that an answer will read, as many as there is room for.
+
+        What holds their key-values begins to read them ahead. Raises InputError as :meth:`ask` does.
+        """
+        clock, params = Clock(), params or SamplingParams()
+        ranked = self._ranked(question, top_k, where, by, rerank)
         searched = clock.seconds
         if not ranked:
             raise InputError(
                 "the knowledge base is empty: add documents before asking"
                 if not len(self)
-                else f"no document suits where={search[1]!r:.80}"
+                else f"no document suits where={where!r:.80}"
             )
         if self._cache is not None:
             self._cache.read_ahead([row.block_key for row, _ in ranked])
         found = [Found(_hit(row, score), row) for row, score in ranked]
-        needed = len(self.model.tokens.question_prompt(text)) + params.max_new_tokens
+        needed = len(self.model.tokens.question_prompt(question)) + params.max_new_tokens
         used, dropped = fitting(found, needed, num_left_out(self.model, join), self.model.context_length)
-        question = Question(text, used, dropped, params, searched)
-        yield from answer_events(self.model, question, lambda: self._prepare(question, reuse, join, link_tokens), clock)
+        return Question(question, used, dropped, params, searched)
 
-    def _prepare(self, question: Question, reuse: str, join: Join, link_tokens: int | None) -> Prepared:
-        """Decide the way and have its documents."""
+    def prepare(self, question: Question, reuse: str, join: Join, link_tokens: int | None = None) -> Prepared:
+        """The second half: decide the way, and have the request that the decoder is to run, documents loaded."""
         rows = question.rows
         ids = joined_tokens(rows, num_left_out(self.model, join))
         way = ladder.choose(
