@@ -17,7 +17,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from gritkit.errors import StoreError
 from gritkit.files import resolve, staged_folder
@@ -34,8 +33,6 @@ WAIT_S = 30.0
 MIN_AGE_S = 3600.0
 """Orphaned blocks younger than this are left alone: somebody may be about to name them."""
 _PATIENCE_S = 1.0  # for clearing away what gc would clear anyway
-_KEY_DIGITS = 64
-
 _log = logging.getLogger("gritkit")
 
 
@@ -180,7 +177,7 @@ class KnowledgeBase:
         """Remove blocks that no row needs and that are older than ``min_age_s``, and what crashes left behind."""
         with self._writing(alone=True):
             dropped = self._drop_other_generations()
-            changed = _times_of(self.blocks.folder)
+            changed = _times_of(self.blocks)
             num_bytes = count = 0
             for key in changed.keys() - self.store.referenced(changed):
                 if time.time() - changed[key] < min_age_s:
@@ -340,13 +337,13 @@ class KnowledgeBase:
                 report.damaged.append(f"block {key[:12]}: {reason}; {error}")
 
 
-def _times_of(folder: Path) -> dict[str, float]:
+def _times_of(blocks: BlockStore) -> dict[str, float]:
     """When each block was written or last used. Its file has its name, whatever comes behind a dot."""
-    times = {}
-    for parent, _, names in os.walk(folder):
+    times = dict.fromkeys(blocks.keys(), time.time())
+    for parent, _, names in os.walk(blocks.folder):
         for name in names:
             key = name.partition(".")[0]
-            if len(key) == _KEY_DIGITS:
+            if key in times:
                 with contextlib.suppress(FileNotFoundError):
                     times[key] = os.stat(os.path.join(parent, name)).st_mtime
     return times

@@ -70,5 +70,5 @@ def _holder(inode: int) -> str:
             fields = line.split()  # 1: FLOCK ADVISORY WRITE 4711 08:01:123456 0 EOF
             if fields[1] == "FLOCK" and fields[5].rsplit(":", 1)[1] == str(inode):
                 command = Path(f"/proc/{fields[4]}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                return f"process {fields[4]} ({command.strip():.60})"
+                return f"process {fields[4]} ({' '.join(command.split()):.60})"
     return "another process"

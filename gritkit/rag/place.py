@@ -134,7 +134,7 @@ class FolderPlace:
     def generations(self) -> list[int]:
         from gritkit.rag.lance import LanceStore
 
-        return LanceStore.generations(self.folder) if self.folder.exists() else []
+        return LanceStore.generations(self.folder) if self.folder.is_dir() else []
 
     def drop_generation(self, generation: int) -> None:
         from gritkit.rag.lance import LanceStore
