@@ -392,7 +392,8 @@ class Rag:
         if kept is not None:
             return Prepared(Request(prompt, question.params, [kept]), way)
         since = time.perf_counter()
-        _, (read,) = self.model.read_tokens([sequence(ids, pool=True)], causal=True)
+        text = [place >= len(self.model.tokens.bos_ids) for place in range(len(ids))]
+        _, (read,) = self.model.read_tokens([sequence(ids, pool=text)], causal=True)
         self._rates.measured("prefill", len(ids), time.perf_counter() - since)
         self._cache.keep_prefix(read)
         reason = "its beginning was not read before" if way.reuse == "prefix" else way.reason
