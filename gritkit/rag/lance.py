@@ -12,8 +12,9 @@ import os
 import random
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gritkit.errors import MissingExtraError, StoreError
-from gritkit.rag.store import Head, Row, Size, Vector
+from gritkit.rag.lance_index import Setting, asked, index_keys_and_words, index_vectors, read_setting
+from gritkit.rag.lance_vectors import VectorCache
+from gritkit.rag.ranking import exact, ranked
+from gritkit.rag.store import QUERY_CHARS, Head, Row, Size, Vector
 
 T = TypeVar("T")
 
@@ -29,10 +33,19 @@ _SCALARS = ("id", "document", "text", "metadata", "digest", "block_key", "finger
 _NUMBERS = ("number", "count")
 _COLUMNS = ("id", "document", "number", "count", "text", "metadata", "tags", "digest", "token_ids", "block_key",
             "fingerprint")  # fmt: skip
+_EXACT_BYTES = 64 << 20  # vectors up to here: one matrix product takes less time than an index (20,000 x 768)
+_MATRIX_BYTES = 512 << 20  # vectors that are held in memory while there is no index to ask
+_CACHE_BYTES = 256 << 20  # what LanceDB may keep of indices and of metadata, each; its own default is 6 GiB and 1 GiB
 _VALUES_AT_ONCE = 1000  # a filter is parsed as text
 _ATTEMPTS = 20
 _LONGEST_WAIT_S = 1.0
 _KEPT = timedelta(minutes=10)  # a reader of an older version has this long to finish
+_TAKEN = 4096  # rows of a long document are read by as many
+_SCAN = "scan-"
+_SCAN_KEPT_S = 24 * 3600  # a scan that has not ended by then was killed
+_FRAGMENTS = 32
+_MOST_FRAGMENTS = 256
+_LANCE_ERRORS = (OSError, RuntimeError, ValueError)  # it has no base class of its own
 _TABLE = re.compile(r"documents_(\d+)")
 
 
@@ -43,22 +56,34 @@ class LanceStore:
         where: A folder, or the URI of a place on object storage (``s3://``, ``gs://``, ``az://``).
         dim: Length of the vectors.
         generation: Which of the tables in that place; re-indexing fills the next one beside the one in use.
+        exact_bytes: From this many bytes of vectors on, :meth:`optimize` builds an index for them.
 
     Raises:
         MissingExtraError: without the package lancedb. StoreError: for a place that cannot be opened.
     """
 
-    def __init__(self, where: str | Path, dim: int, *, generation: int = 0) -> None:
+    def __init__(self, where: str | Path, dim: int, *, generation: int = 0, exact_bytes: int = _EXACT_BYTES) -> None:
         self._where = str(where)
         self._dim = dim
+        self._exact_bytes = exact_bytes
         self._table: Any = None
+        self._plan: tuple[int, Setting | None, bool] | None = None
         with _errors("open", self._where):
             self._database = _connect(self._where)
             self._table = self._open(f"documents_{generation}")
+            found = self._table.schema.field("vector").type.list_size
+        if found != dim:
+            raise StoreError(
+                f"{where} holds vectors of {found} numbers and the model makes {dim}: "
+                "open it with the model that indexed it, or index the documents again"
+            )
+        self._vectors = VectorCache(self._at, dim)
 
     @staticmethod
     def generations(where: str | Path) -> list[int]:
         """The tables that exist there, oldest first."""
+        if "://" not in str(where) and not Path(where).is_dir():
+            return []  # to ask would make the folder
         with _errors("read", str(where)):
             names = (_TABLE.fullmatch(name) for name in _names(_connect(str(where))))
             return sorted(int(found.group(1)) for found in names if found)
@@ -103,6 +128,12 @@ class LanceStore:
             merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             merge = merge.when_not_matched_by_source_delete(mine)
             self._committed(lambda: merge.execute(data))
+            if self._is_scattered():
+                try:
+                    self._tidy()
+                except _LANCE_ERRORS as error:
+                    if not _is_conflict(error):  # else another writer is at it
+                        raise
 
     def delete(self, documents: Sequence[str]) -> int:
         given = list(dict.fromkeys(documents))
@@ -115,23 +146,28 @@ class LanceStore:
         return known
 
     def nearest(self, vector: Vector, top_k: int, tags: Sequence[str] = ()) -> list[tuple[Row, float]]:
+        query = np.asarray(vector, dtype=np.float32)
+        condition = _having(tags)
         with self._errors("read"):
-            query = self._table.search(vector).distance_type("dot").limit(top_k).select([*_COLUMNS, "_distance"])
-            if tags:
-                query = query.where(_having(tags), prefilter=True)
-            found = [(_row(one), 1.0 - one["_distance"]) for one in query.to_list()]  # its distance is 1 - dot
-        return sorted(found, key=lambda pair: (-pair[1], pair[0].id))
+            version, setting, in_memory = self._search_plan()
+            if setting is not None:
+                self._vectors.drop()
+                return ranked(self._proposed(query, top_k, condition, setting), query, top_k)
+            if in_memory:
+                snapshot = self._vectors.at(version)
+                addresses = snapshot.nearest(query, top_k, condition)
+                return ranked(_taken(snapshot.table, addresses.tolist()), query, top_k)
+            return exact(lambda limit: self._proposed(query, limit, condition, None), query, top_k)
 
     def matching(self, text: str, top_k: int, tags: Sequence[str] = ()) -> list[tuple[Row, float]]:
         import lancedb.query
 
         match: Any = lancedb.query.MatchQuery  # its optional fields look required to a type checker
-        if not text.strip():
+        words = text[:QUERY_CHARS]
+        if not words.strip():
             return []
         with self._errors("read"):
-            if not any(index.columns == ["text"] for index in self._table.list_indices()):
-                return []
-            query = self._table.search(match(text, "text")).limit(top_k).select([*_COLUMNS, "_score"])
+            query = self._table.search(match(words, "text")).limit(top_k).select([*_COLUMNS, "_score"])
             if tags:
                 query = query.where(_having(tags), prefilter=True)
             found = [(_row(one), float(one["_score"])) for one in query.to_list()]
@@ -143,38 +179,101 @@ class LanceStore:
             return {str(found["block_key"]) for found in self._where_in("block_key", asked, ("block_key",))}
 
     def scan(self, batch_size: int = 256) -> Iterator[list[Row]]:
+        tag = f"{_SCAN}{int(time.time())}-{uuid.uuid4().hex}"
         with self._errors("read"):
             moment = self._database.open_table(self._table.name)
-            moment.checkout(self._table.version)
-            order = moment.search().select(["document", "number"]).with_row_id(True).to_arrow()
-            order = order.sort_by([("document", "ascending"), ("number", "ascending")])
-            addresses = order["_rowid"].to_numpy()
-        for start in range(0, len(addresses), batch_size):
+            tagged = self._tagged(moment, tag)
+        try:
             with self._errors("read"):
-                wanted = addresses[start : start + batch_size].tolist()
-                taken = moment.take_row_ids(wanted).select([*_COLUMNS, "vector"]).to_list()
-            # rows are taken in the order of the table's files, whatever order they were asked in
-            yield sorted((_row(found) for found in taken), key=lambda row: (row.document, row.number))
+                order = moment.search().select(["document", "number"]).with_row_id(True).to_arrow()
+                order = order.sort_by([("document", "ascending"), ("number", "ascending")])
+            starts = np.flatnonzero(order["number"].to_numpy() == 0).tolist()
+            addresses = order["_rowid"].to_pylist()
+            begin = 0
+            for end in [*starts[1:], len(addresses)]:
+                if end - begin >= batch_size or end == len(addresses) > begin:
+                    with self._errors("read"):
+                        rows = [
+                            row
+                            for one in range(begin, end, _TAKEN)
+                            for row in _taken(moment, addresses[one : min(end, one + _TAKEN)])
+                        ]
+                    yield rows
+                    begin = end
+        finally:
+            if tagged:
+                with suppress(*_LANCE_ERRORS):
+                    moment.tags.delete(tag)
 
     def optimize(self) -> None:
-        from lancedb.index import FTS
-
         with self._errors("write"):
-            self._committed(lambda: self._table.optimize(cleanup_older_than=_KEPT))
-            if not any(index.columns == ["text"] for index in self._table.list_indices()):
-                self._committed(
-                    lambda: self._table.create_index("text", config=FTS(stem=False, remove_stop_words=False))
-                )
+            index_keys_and_words(self._table)
+            self._committed(self._tidy)
+            if self._table.count_rows() * self._dim * 4 > self._exact_bytes:
+                index_vectors(self._table, self._committed)
 
     def close(self) -> None:
         self._table = None
+        self._vectors.drop()
 
     # -- LanceDB ---------------------------------------------------------------------------------------------------
 
     def _open(self, name: str) -> Any:
         if name in _names(self._database):
             return self._database.open_table(name)
-        return self._database.create_table(name, schema=_schema(self._dim), exist_ok=True)
+        table = self._database.create_table(name, schema=_schema(self._dim), exist_ok=True)
+        self._committed(lambda: index_keys_and_words(table))
+        return table
+
+    def _at(self, version: int) -> Any:
+        table = self._database.open_table(self._table.name)
+        table.checkout(version)
+        return table
+
+    def _search_plan(self) -> tuple[int, Setting | None, bool]:
+        """The newest version, the index's setting where it is to be asked, and whether the vectors go into memory."""
+        version = int(self._table.version)
+        if self._plan is None or self._plan[0] != version:
+            size = int(self._table.count_rows()) * self._dim * 4
+            setting = read_setting(self._table) if size > self._exact_bytes else None
+            usable = setting if setting is not None and setting.probes else None
+            self._plan = (version, usable, size <= max(_MATRIX_BYTES, self._exact_bytes))
+        return self._plan
+
+    def _proposed(self, query: Vector, limit: int, condition: str, setting: Setting | None) -> list[Row]:
+        search = self._table.search(query).limit(limit).select([*_COLUMNS, "vector", "_distance"])
+        if setting is not None:
+            search = asked(search, setting.probes, setting.refine)
+        else:
+            search = search.distance_type("dot").bypass_vector_index()
+        if condition:
+            search = search.where(condition, prefilter=True)
+        return [_row(found) for found in search.to_list()]
+
+    def _is_scattered(self) -> bool:
+        """Whether to compact: it rewrites what is there, so it waits until a quarter more has come."""
+        fragments = self._table.stats()["fragment_stats"]
+        count, rows = fragments["num_fragments"], self._table.count_rows()
+        return bool(count > _MOST_FRAGMENTS or (count > _FRAGMENTS and rows > 1.25 * fragments["lengths"]["max"]))
+
+    def _tidy(self) -> None:
+        """Compact, extend the indices, and delete what no reader of the last minutes can need."""
+        now = time.time()
+        for tag in self._table.tags.list():
+            if tag.startswith(_SCAN) and now - float(tag.split("-")[1]) > _SCAN_KEPT_S:
+                self._table.tags.delete(tag)
+        self._table.optimize(cleanup_older_than=_KEPT)
+
+    def _tagged(self, moment: Any, tag: str) -> bool:
+        """Keep a version from being deleted while it is read; a place that cannot be written to is read as it is."""
+        version = moment.version
+        try:
+            moment.tags.create(tag, version)
+        except _LANCE_ERRORS:
+            moment.checkout(version)
+            return False
+        moment.checkout(version)
+        return True
 
     def _where_in(self, column: str, values: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         for start in range(0, len(values), _VALUES_AT_ONCE):
@@ -186,8 +285,8 @@ class LanceStore:
         for attempt in range(_ATTEMPTS):
             try:
                 return write()
-            except (OSError, RuntimeError, ValueError) as error:
-                if attempt == _ATTEMPTS - 1 or not re.search("conflict|concurrent", str(error), re.IGNORECASE):
+            except _LANCE_ERRORS as error:
+                if attempt == _ATTEMPTS - 1 or not _is_conflict(error):
                     raise
             time.sleep(random.uniform(0, min(_LONGEST_WAIT_S, 0.01 * 2**attempt)))
         raise AssertionError("the last attempt returned or raised")
@@ -212,12 +311,16 @@ class LanceStore:
 
 @contextmanager
 def _errors(verb: str, where: str) -> Iterator[None]:
-    """Whatever LanceDB raises, as one line; it has no base class of its own."""
+    """Whatever LanceDB raises, as one line."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:
+    except _LANCE_ERRORS as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StoreError(f"cannot {verb} the knowledge base in {where}: {line:.300}") from error
+
+
+def _is_conflict(error: Exception) -> bool:
+    return re.search("conflict|concurrent", str(error), re.IGNORECASE) is not None
 
 
 def _connect(where: str) -> Any:
@@ -226,7 +329,9 @@ def _connect(where: str) -> Any:
         import lancedb
     except ImportError:
         raise MissingExtraError("lancedb", "rag") from None
-    return lancedb.connect(where, read_consistency_interval=timedelta(0))  # 0: every read looks for others' writes
+    session = lancedb.Session(index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES)
+    # interval 0: every read looks for others' writes
+    return lancedb.connect(where, read_consistency_interval=timedelta(0), session=session)
 
 
 def _names(database: Any) -> list[str]:
@@ -245,8 +350,16 @@ def _schema(dim: int) -> Any:
 
     types = {name: pa.string() for name in _SCALARS} | {name: pa.int32() for name in _NUMBERS}
     types |= {"tags": pa.list_(pa.string()), "token_ids": pa.list_(pa.int32())}
-    fields = [pa.field(name, types[name], nullable=False) for name in _COLUMNS]
+    # the key makes two writers of one new document conflict; without it both would insert it
+    key = {"id": {"lance-schema:unenforced-primary-key": "true"}}
+    fields = [pa.field(name, types[name], nullable=False, metadata=key.get(name)) for name in _COLUMNS]
     return pa.schema([*fields, pa.field("vector", pa.list_(pa.float32(), dim), nullable=False)])
+
+
+def _taken(table: Any, addresses: Sequence[int]) -> list[Row]:
+    if not addresses:
+        return []
+    return [_row(found) for found in table.take_row_ids(list(addresses)).select([*_COLUMNS, "vector"]).to_list()]
 
 
 def _row(found: dict[str, Any]) -> Row:

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
+QUERY_CHARS = 4096
+"""A search for words looks at no more of its text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +95,16 @@ class DocumentStore(Protocol):
         """
 
     def matching(self, text: str, top_k: int, tags: Sequence[str] = ()) -> list[tuple[Row, float]]:
-        """The chunks that share words with the text, by the database's full-text score, best first."""
+        """The chunks that share words with the text, by the database's full-text score (BM25), best first.
+
+        The text is words and nothing else: no operators, and nothing in it is an error.
+        """
 
     def referenced(self, block_keys: Iterable[str]) -> set[str]:
         """Which of these blocks some chunk still needs."""
 
     def scan(self, batch_size: int = 256) -> Iterator[list[Row]]:
-        """All chunks, whole documents together and in order, vectors included, as of one moment."""
+        """All chunks, vectors included, as of one moment; in lists of about ``batch_size``, each of whole documents."""
 
     def optimize(self) -> None:
         """Compact, drop old versions, and build or extend the indices that the size calls for."""
