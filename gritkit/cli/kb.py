@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gritkit.rag.base import KnowledgeBase
 
 app = typer.Typer(
-    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]}, help="Look after knowledge bases.",
 )  # fmt: skip
 
@@ -59,7 +59,7 @@ def verify(kb: Base, format: Form = options.Report.text) -> None:
         write("".join(f"repaired: {line}\n" for line in report.repaired))
         write("".join(f"damaged: {line}\n" for line in report.damaged))
     if report.damaged:
-        note(f"Error: {len(report.damaged)} damages of {base.where} are left: index those documents again, or import a copy")
+        note(f"Error: {len(report.damaged)} damages of {base.where} are left: index those documents again")
         raise typer.Exit(1)
 
 

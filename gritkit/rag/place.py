@@ -19,10 +19,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from gritkit.errors import MissingExtraError, StoreError
-from gritkit.files import resolve, write_atomic
+from gritkit.files import home, resolve, write_atomic
 from gritkit.rag.lock import FileLock, InUseError
 from gritkit.rag.manifest import FILE_NAME, Manifest
 from gritkit.rag.store import DocumentStore
@@ -341,16 +341,15 @@ def _shown(address: str) -> str:
     try:
         parts = urlsplit(address)
         user, at, host = parts.netloc.rpartition("@")
-        query = urlencode([(key, value) for key, value in parse_qsl(parts.query) if "password" not in key.lower()])
-        return urlunsplit((parts.scheme, user.partition(":")[0] + at + host, parts.path, query, ""))
+        query = [(key, value) for key, value in parse_qsl(parts.query) if "password" not in key.lower()]
+        asked = f"?{urlencode(query, safe='/')}" if query else ""
+        return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}{asked}"
     except ValueError as error:
         raise StoreError(f"not an address of a knowledge base ({error}): {address.partition('://')[0]}://...") from None
 
 
 def _local_folder(name: str) -> Path:
-    from gritkit.files import home
-
-    return Path(home()) / "blocks" / hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+    return home() / "blocks" / hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
 
 
 def _size(folder: str, names: list[str]) -> int:
