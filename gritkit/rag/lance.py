@@ -198,7 +198,8 @@ class LanceStore:
                             for one in range(begin, end, _TAKEN)
                             for row in _taken(moment, addresses[one : min(end, one + _TAKEN)])
                         ]
-                    yield rows
+                    # taken in the order of the table's files, whatever order they were asked in
+                    yield sorted(rows, key=lambda row: (row.document, row.number))
                     begin = end
         finally:
             if tagged:
