@@ -37,6 +37,7 @@ def test_kept_keys_rotated_to_an_offset_are_the_models_own(name: str, offset: in
     for layer, (keys, values) in enumerate(zip(document.keys, document.values, strict=True)):
         rotated = model.rope.rotate(keys[None], tables, layer)
         for found, wanted in ((rotated, expected[layer][0]), (values[None], expected[layer][1])):
+            wanted = wanted[:, :, -found.shape[2] :]  # a sliding-window layer keeps the last ones
             assert (found - wanted).norm() / wanted.norm() < tolerance, f"layer {layer}"
 
 

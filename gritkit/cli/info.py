@@ -16,6 +16,7 @@ from gritkit.cli.output import to_json, write
 
 if TYPE_CHECKING:
     from gritkit.model import GritModel
+    from gritkit.rag.verdicts import Verdict
 
 
 class Form(str, Enum):
@@ -49,6 +50,8 @@ def info(
 
 def describe(model: GritModel) -> dict[str, Any]:
     """Facts about a loaded model, JSON-ready."""
+    from gritkit.rag import verdicts
+
     config = model.config.get_text_config()
     settings = model.embedding_config
     layer_types = getattr(config, "layer_types", None) or []
@@ -78,7 +81,15 @@ def describe(model: GritModel) -> dict[str, Any]:
         "causal_error": model.probe.causal_error,
         "leak": model.probe.leak,
         "kv_bytes_per_token": kv_bytes_per_token(config, model.dtype.itemsize),
+        "reuse": [_verdict(one) for one in verdicts.load(model.fingerprint)],
     }
+
+
+def _verdict(verdict: Verdict) -> str:
+    """A line about one way of reuse that the gate has judged."""
+    way = f"{verdict.reuse} {verdict.link_tokens}" if verdict.link_tokens else verdict.reuse
+    state = "on" if verdict.allowed else "off by default"
+    return f"{way} ({verdict.codec}, {verdict.join}): {state}; {verdict.reason}"
 
 
 def kv_bytes_per_token(config: Any, itemsize: int) -> int:
@@ -97,7 +108,9 @@ def _shown(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.1e}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ("\n" + " " * 4 if any(isinstance(one, str) for one in value) else ", ").join(map(str, value))
+    return str(value)
 
 
 app = options.app_of(info)
