@@ -41,8 +41,6 @@ class Adder:
         self._reader = reader
         self._on_error = on_error
         self.counts = dict.fromkeys(("added", "updated", "skipped", "failed", "chunks"), 0)
-        self.num_tokens = 0
-        """Tokens that were read."""
         self.dropped: set[str] = set()
         """Blocks that documents had before and have no longer."""
 
@@ -78,7 +76,6 @@ class Adder:
 
     def _read(self, pieces: Sequence[Piece]) -> list[Row]:
         self.counts["chunks"] += len(pieces)
-        self.num_tokens += sum(len(piece.tokens) for piece in pieces)
         return read_blocks(self._base, self._reader, pieces)
 
     def _failed(self, id: str, error: InputError) -> None:

@@ -92,7 +92,7 @@ class Rag:
             self._cache = DocumentCache(
                 coder, base.blocks, self._rates, memory_bytes=budget.memory, device_bytes=budget.device
             )
-        self._reader = Reader(model, base.manifest, coder)
+        self._reader = Reader(model, base.manifest, coder, self._rates)
         self._verdicts = verdicts.load(model.fingerprint)
 
     @classmethod
@@ -171,9 +171,7 @@ class Rag:
         """
         if isinstance(documents, (str, Document)):
             documents = [documents]
-        since = time.perf_counter()
         done = add_documents(self.base, self._reader, documents, on_error, progress)
-        self._rates.measured("prefill", done.num_tokens, time.perf_counter() - since)
         if self._cache is not None and done.dropped:
             self._cache.drop(done.dropped)
         return done.report

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from gritkit.rag.chunking import MIN_TOKENS, Chunker
 from gritkit.rag.coding import BlockCoder
 from gritkit.rag.documents import Document, tags_of, to_json
 from gritkit.rag.manifest import Manifest
+from gritkit.rag.rates import Rates
 from gritkit.rag.store import Row, Vector
 from gritkit.tokens import TokenSeq
 
@@ -79,10 +81,16 @@ def manifest_of(
 
 
 class Reader:
-    """One model that reads documents as a manifest says. ``coder`` is None where key-values cannot be kept."""
+    """One model that reads documents as a manifest says, and measures how fast it does.
 
-    def __init__(self, model: GritModel, manifest: Manifest, coder: BlockCoder | None) -> None:
+    ``coder`` is None where key-values cannot be kept.
+    """
+
+    def __init__(
+        self, model: GritModel, manifest: Manifest, coder: BlockCoder | None, rates: Rates | None = None
+    ) -> None:
         self._model = model
+        self._rates = rates
         self._manifest = manifest
         self._coder = coder
         self._limit = min(model.embedding_config.max_length, model.context_length)
@@ -126,7 +134,10 @@ class Reader:
                 vectors = self._model.embed_tokens(sequences)
                 yield [self._row(piece, vector, "") for piece, vector in zip(group, vectors, strict=True)], []
                 continue
+            since = time.perf_counter()
             vectors, documents = self._model.read_tokens(sequences)
+            if self._rates is not None:
+                self._rates.measured("prefill", sum(map(len, sequences)), time.perf_counter() - since)
             blocks = [self._coder.block(document) for document in documents]
             made = zip(group, vectors, blocks, strict=True)
             yield [self._row(piece, vector, block.key) for piece, vector, block in made], blocks
