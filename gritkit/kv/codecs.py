@@ -147,15 +147,34 @@ def check_codec(name: str) -> CodecName:
 
 
 def encode(document: DocKV, codec: CodecName) -> tuple[Array, ...]:
-    """The arrays of a document: every layer's keys, then its values. Raises StoreError for a type without a name."""
+    """The arrays of a document: every layer's keys, then its values.
+
+    Raises:
+        StoreError: for a type without a name, and numbers that are not finite or that the codec has no room for: they
+            would come back as answers without sense.
+    """
     dtype = str(document.keys[0].dtype).removeprefix("torch.")
     if dtype not in _DTYPES:
         raise StoreError(f"key-values of type {dtype} cannot be stored: known are {', '.join(_DTYPES)}")
     arrays: list[Array] = []
-    for key, value in zip(document.keys, document.values, strict=True):
-        for tensor, keys in ((key, True), (value, False)):
-            arrays += [_to_array(part) for part in _CODECS[codec].encode(tensor.detach().cpu(), keys=keys)]
+    for layer, sides in enumerate(zip(document.keys, document.values, strict=True)):
+        for tensor, keys in zip(sides, (True, False), strict=True):
+            parts = _CODECS[codec].encode(tensor.detach().cpu(), keys=keys)
+            if not _comes_back(parts, codec, tensor.dtype, keys):
+                raise StoreError(
+                    f"the key-values of layer {layer} are not finite as {codec}: where codec='exact' refuses them too, "
+                    f"the model overflows in {dtype}, so load it in another dtype"
+                )
+            arrays += [_to_array(part) for part in parts]
     return tuple(arrays)
+
+
+def _comes_back(parts: Sequence[Tensor], codec: CodecName, dtype: torch.dtype, keys: bool) -> bool:
+    """Whether all numbers are finite as stored. Scales and smallest values inherit what is not from their group."""
+    stored = [part for part in parts if part.is_floating_point()]
+    if dtype == torch.float16 and len(parts) > 1:  # a rounded scale may lead beyond the largest number of this type
+        stored.append(_CODECS[codec].decode(parts, dtype, keys=keys))
+    return all(bool(torch.stack(torch.aminmax(part)).isfinite().all()) for part in stored if part.numel())
 
 
 @dataclass(frozen=True, eq=False)
