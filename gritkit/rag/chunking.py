@@ -89,7 +89,7 @@ class Chunker:
             starts, window = self._token_starts(text, start, length, window)
             stop = self._stop(text, start, length, starts, borders)
             end = start + len(text[start:stop].rstrip())
-            if end <= done:  # the overlap, or space, left no room for anything new
+            if end <= max(done, start):  # the overlap, or indentation, left no room for anything new
                 start = borders.next_part(max(stop, done))
                 continue
             spans.append((start, end))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from gritkit.errors import InputError
@@ -43,7 +43,16 @@ def lossy_tokens() -> Tokenizer:
     return result
 
 
-TOKENIZERS = {"bytes": byte_tokens(), "sentencepiece": sentencepiece_tokens(), "lossy": lossy_tokens()}
+def ending_tokens() -> Tokenizer:
+    """Every text takes three more tokens at its end, which it has not where another part follows."""
+    result = byte_tokens()
+    result.normalizer = normalizers.Replace(Regex(r"\z"), "\u00a7-")
+    return result
+
+
+TOKENIZERS = {"bytes": byte_tokens(), "sentencepiece": sentencepiece_tokens(), "lossy": lossy_tokens()} | {
+    "ending": ending_tokens()
+}
 PARTS = [
     "word ", "the ", "A sentence. ", "\n", "\n\n", "\r\n", "# Top\n", "## Sub\n", "```\n", "    indented\n", "}",
     " " * 30, "\t", "e\u0301", "👩🏽‍🔬", "🇩🇪", "東京は首都。", "한국", "</s>", "- item\n", "def f():\n", "...",
