@@ -25,7 +25,7 @@ from gritkit.errors import MissingExtraError, StoreError
 from gritkit.rag.lance_index import Setting, asked, index_keys_and_words, index_vectors, read_setting
 from gritkit.rag.lance_vectors import VectorCache
 from gritkit.rag.ranking import exact, ranked
-from gritkit.rag.store import QUERY_CHARS, Head, Row, Size, Vector
+from gritkit.rag.store import Head, Row, Size, Vector, words_of
 
 T = TypeVar("T")
 
@@ -163,7 +163,7 @@ class LanceStore:
         import lancedb.query
 
         match: Any = lancedb.query.MatchQuery  # its optional fields look required to a type checker
-        words = text[:QUERY_CHARS]
+        words = words_of(text)
         if not words.strip():
             return []
         with self._errors("read"):

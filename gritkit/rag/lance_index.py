@@ -78,15 +78,11 @@ def index_vectors(table: Any, commit: Callable[[Callable[[], object]], object]) 
         commit(lambda: table.create_index("vector", config=config, replace=True))
         built = rows
     most = max(1, round(math.sqrt(built)))
-    ladder = dict.fromkeys((min(probes, most), refine) for probes, refine in _LADDER)
+    ladder = list(dict.fromkeys((min(probes, most), refine) for probes, refine in _LADDER))
     queries = sample_queries(_sample(table, rows))
     true = true_scores(_batches(table), queries)
-
-    def search(setting: tuple[int, int], query: Vector, top_k: int) -> list[float]:
-        return _scores(table, setting, query, top_k)
-
-    best, reached = tuned(ladder, search, queries, true)
-    probes, refine = best or (0, 0)
+    found, reached = tuned(ladder, lambda one, query, k: _scores(table, one, query, k), queries, true)
+    probes, refine = (0, 0) if found is None else ladder[found]
     setting = Setting(probes, refine, round(reached, 4), built, rows)
     update = {"path": "vector", "metadata": {_PLACE: json.dumps(asdict(setting))}}
     commit(lambda: table.update_field_metadata(update))

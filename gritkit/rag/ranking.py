@@ -89,19 +89,19 @@ def recall(found: Sequence[Sequence[float]], true: Sequence[Sequence[float]]) ->
 
 
 def tuned(
-    settings: Iterable[S],
+    settings: Sequence[S],
     search: Callable[[S, Vector, int], Sequence[float]],
     queries: NDArray[np.float32],
     true: Sequence[Sequence[float]],
-) -> tuple[S | None, float]:
-    """The first of the settings, cheapest first, whose recall is good enough, else None; and the recall reached.
+) -> tuple[int | None, float]:
+    """Which of the settings, cheapest first, is the first of enough recall, or None; and the recall reached.
 
     ``search`` gives the scores of what it finds for a query, best first; ``true`` are those of the real nearest.
     """
     best = 0.0
-    for setting in settings:
+    for place, setting in enumerate(settings):
         reached = recall([search(setting, query, len(one)) for query, one in zip(queries, true, strict=True)], true)
         best = max(best, reached)
         if reached >= _MEASURED_RECALL:
-            return setting, reached
+            return place, reached
     return None, best

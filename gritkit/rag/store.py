@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 QUERY_CHARS = 4096
-"""A search for words looks at no more of its text."""
+"""A search for words looks at no more characters of its text."""
+
+
+def words_of(text: str) -> str:
+    """What a search for words looks at: characters that every database can hold, and not too many of them."""
+    return text[:QUERY_CHARS].replace("\0", " ").encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True, eq=False)
