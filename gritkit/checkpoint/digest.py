@@ -15,6 +15,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +23,20 @@ from torch import Tensor, nn
 from gritkit.files import home, write_atomic
 
 _HASHERS = 4
+_SAMPLES = 8
 _log = logging.getLogger("gritkit")
 
 
 class WeightsDigest:
     """The digest of one loaded model, and where it may be kept.
 
-    ``files`` are what the weights were read from; without any, nothing is kept.
+    ``files`` are what the weights were read from, just now; without any, nothing is kept.
     """
 
     def __init__(self, lm: nn.Module, files: Sequence[Path] = ()) -> None:
         self._lm = lm
         self._files = tuple(files)
-        self._loaded = _state(lm) if self._files else ()
+        self._loaded = _loaded(lm, self._files)
 
     def value(self) -> str:
         """64 hexadecimal digits over the names, types, shapes and numbers of all weights."""
@@ -51,15 +53,13 @@ class WeightsDigest:
         return value
 
     def _place(self) -> Path | None:
-        """Where this digest is kept; None once a weight has changed in memory, or a file cannot be looked at."""
-        if not self._files or _state(self._lm) != self._loaded:
+        """Where this digest is kept; None once a file or a weight in memory is not as it was when it was loaded."""
+        if self._loaded is None or _loaded(self._lm, self._files) != self._loaded:
             return None
-        try:
-            stamps = [[str(path.resolve()), *_stamp(path)] for path in sorted(self._files)]
-        except OSError:
-            return None
+        stamps, state = self._loaded
         kinds = [(name, str(x.dtype), tuple(x.shape)) for name, x in sorted(self._lm.state_dict().items())]
-        text = json.dumps([torch.__version__, stamps, kinds])
+        samples = [sample for *_, sample in state]
+        text = json.dumps([torch.__version__, stamps, kinds, samples])
         return home() / "digests" / hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
 
@@ -77,9 +77,29 @@ def _hash(named: tuple[str, Tensor]) -> bytes:
     return digest.digest()
 
 
-def _state(lm: nn.Module) -> tuple[tuple[str, int, int], ...]:
-    """Changes when a weight is replaced or written to: torch counts every write in place."""
-    return tuple((name, x.data_ptr(), x._version) for name, x in sorted(lm.state_dict(keep_vars=True).items()))
+def _loaded(lm: nn.Module, files: Sequence[Path]) -> tuple[list[Any], list[Any]] | None:
+    """What must not change between loading and keeping; None without files, or where one cannot be looked at.
+
+    Of the files: path, size, times and inode. Of the weights: where they are, torch's count of writes in place, and a
+    few of the numbers, as writing to ``.data`` is not counted.
+    """
+    if not files:
+        return None
+    try:
+        stamps = [[str(path.resolve()), *_stamp(path)] for path in sorted(files)]
+    except OSError:
+        return None
+    state = sorted(lm.state_dict(keep_vars=True).items())
+    return stamps, [[name, x.data_ptr(), _writes(x), _sample(x)] for name, x in state]
+
+
+def _writes(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # made in inference mode they have no count
+
+
+def _sample(tensor: Tensor) -> str:
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // _SAMPLES)].cpu().contiguous().view(torch.uint8).numpy().tobytes().hex()
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
