@@ -34,6 +34,9 @@ from gritkit.kv.dockv import DocKV
 CodecName = Literal["exact", "bf16", "int8", "int4"]
 DEFAULT_CODEC: CodecName = "int8"
 Array = NDArray[Any]
+Shape = tuple[int, int, int]
+Layout = tuple[torch.dtype, Shape]
+"""Of one array, before it becomes numpy's."""
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -48,6 +51,9 @@ class Codec(Protocol):
     def encode(self, tensor: Tensor, *, keys: bool) -> list[Tensor]: ...
 
     def decode(self, stored: Sequence[Tensor], dtype: torch.dtype, *, keys: bool) -> Tensor: ...
+
+    def layout(self, shape: Shape, dtype: torch.dtype, *, keys: bool) -> list[Layout]:
+        """What :meth:`encode` makes of a tensor of this shape and type."""
 
     num_parts: int
     """Arrays of one tensor."""
@@ -64,6 +70,9 @@ class Exact:
     def decode(self, stored: Sequence[Tensor], dtype: torch.dtype, *, keys: bool) -> Tensor:
         return stored[0]
 
+    def layout(self, shape: Shape, dtype: torch.dtype, *, keys: bool) -> list[Layout]:
+        return [(dtype, shape)]
+
 
 class Bf16:
     """Rounded to bfloat16."""
@@ -75,6 +84,9 @@ class Bf16:
 
     def decode(self, stored: Sequence[Tensor], dtype: torch.dtype, *, keys: bool) -> Tensor:
         return stored[0].to(dtype)
+
+    def layout(self, shape: Shape, dtype: torch.dtype, *, keys: bool) -> list[Layout]:
+        return [(torch.bfloat16, shape)]
 
 
 class Int8:
@@ -93,6 +105,10 @@ class Int8:
         wide = torch.promote_types(dtype, torch.float32)
         out = torch.empty(codes.shape, dtype=wide, device=codes.device)
         return torch.mul(codes, scale_GM1.to(wide), out=out).to(dtype)
+
+    def layout(self, shape: Shape, dtype: torch.dtype, *, keys: bool) -> list[Layout]:
+        heads, tokens, _ = shape
+        return [(torch.int8, shape), (torch.float16, (heads, tokens, 1))]
 
 
 class Int4:
@@ -119,6 +135,11 @@ class Int4:
         codes = torch.cat([packed & 15, packed >> 4], -1)
         base, step = (self._spread(x.to(wide), packed.shape[1], keys) for x in (low, scale))
         return torch.addcmul(base, codes.to(wide), step).to(dtype)
+
+    def layout(self, shape: Shape, dtype: torch.dtype, *, keys: bool) -> list[Layout]:
+        heads, tokens, size = shape
+        grouped = (heads, math.ceil(tokens / _GROUP), size) if keys else (heads, tokens, 1)
+        return [(torch.uint8, (heads, tokens, size // 2)), *[(torch.float16, grouped)] * 2]
 
     def _range(self, wide: Tensor, keys: bool) -> tuple[Tensor, Tensor]:
         """Smallest and largest value of each group: keys [G, C, D], values [G, m, 1]."""
@@ -213,17 +234,16 @@ class StoredKV:
         keys = codec.decode(parts[: codec.num_parts], self.dtype, keys=True)
         return keys, codec.decode(parts[codec.num_parts :], self.dtype, keys=False)
 
-    def has_shape(self, kept: Sequence[int]) -> bool:
-        """Whether there are arrays for layers that keep so many tokens each, as this codec would have made them."""
-        parts = _CODECS[self.codec].num_parts
-        if len(self.arrays) != 2 * parts * len(kept):
-            return False
-        for index, array in enumerate(self.arrays):
-            length = kept[index // (2 * parts)]
-            grouped = self.codec == "int4" and index % (2 * parts) in (1, 2)  # scales of keys, one for 32 tokens
-            if array.ndim != 3 or array.shape[1] != (math.ceil(length / _GROUP) if grouped else length):
-                return False
-        return True
+    def has_layout(self, layers: Sequence[tuple[Shape, Shape]]) -> bool:
+        """Whether its arrays are what this codec makes of layers whose keys and values have these shapes."""
+        codec = _CODECS[self.codec]
+        expected = [
+            part
+            for shapes in layers
+            for shape, keys in zip(shapes, (True, False), strict=True)
+            for part in codec.layout(shape, self.dtype, keys=keys)
+        ]
+        return [(self._tensor(array).dtype, array.shape) for array in self.arrays] == expected
 
     def decoded(self, device: torch.device) -> DocKV:
         """Every layer at once."""

@@ -100,21 +100,14 @@ def read_blocks(base: KnowledgeBase, reader: Reader, pieces: Sequence[Piece]) ->
     return rows
 
 
-def add_documents(
-    base: KnowledgeBase,
-    reader: Reader,
-    documents: Iterable[Document | str],
-    on_error: OnError | None,
-    progress: bool,
-) -> Adder:
+def add_documents(adder: Adder, documents: Iterable[Document | str], *, progress: bool = False) -> AddReport:
     """Add all of them; what was committed stays, whatever comes after it."""
-    adder = Adder(base, reader, on_error)
     total = len(documents) if isinstance(documents, Sequence) else None
     with tqdm(total=total, unit=" docs", disable=None if progress else True, smoothing=0.05) as bar:
         for batch in batches(documents):
             adder.add(batch)
             bar.update(len(batch))
-    return adder
+    return adder.report
 
 
 def batches(documents: Iterable[Document | str]) -> Iterator[dict[str, Document]]:
@@ -150,7 +143,7 @@ def reindex(where: str | os.PathLike[str], model: GritModel, *, progress: bool =
     with KnowledgeBase.open(where) as base:
         old = base.manifest
         longest = min(old.chunk_tokens, model.embedding_config.max_length, model.context_length)
-        manifest = manifest_of(model, codec=old.codec, chunk_tokens=longest)
+        manifest = manifest_of(model, codec=old.codec, chunk_tokens=longest, chunk_overlap=old.chunk_overlap)
         movable = model.writes and model.probe.rope is not None
         reader = Reader(model, manifest, BlockCoder(model, check_codec(old.codec)) if movable else None)
         total = base.store.size().documents

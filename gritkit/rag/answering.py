@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gritkit.errors import InputError
+from gritkit.embedding import num_prompt
+from gritkit.errors import InputError, StoreError
 from gritkit.generation.decoder import Request
 from gritkit.generation.params import Delta, Finished, SamplingParams
 from gritkit.kv.dockv import Join, ReadDocument
@@ -20,6 +21,7 @@ from gritkit.model import GritModel
 from gritkit.rag.documents import Answer, Hit, RagEvent, Sources, Timings
 from gritkit.rag.ladder import Way
 from gritkit.rag.store import Row
+from gritkit.tokens import TokenSeq
 
 
 class Clock:
@@ -78,7 +80,7 @@ def fitting(
 ) -> tuple[list[Found], list[Found]]:
     """(chunks that fit beside ``needed`` tokens of question and answer, those that do not), each best first.
 
-    All but the first leave out so many of their own.
+    All but one leave out so many of their own, at least.
 
     Raises:
         InputError: when none fits.
@@ -102,15 +104,30 @@ def fitting(
     return used, dropped
 
 
-def joined_tokens(rows: Sequence[Row], num_left_out: int) -> list[int]:
+def joined_tokens(rows: Sequence[Row], left_out: Sequence[int]) -> list[int]:
     """The tokens of chunks one after the other, all but the first without so many of their own."""
-    return [token for index, row in enumerate(rows) for token in row.token_ids[num_left_out if index else 0 :]]
+    return [
+        token
+        for index, (row, out) in enumerate(zip(rows, left_out, strict=True))
+        for token in row.token_ids[out if index else 0 :]
+    ]
 
 
-def num_left_out(model: GritModel, join: Join) -> int:
-    """How many leading tokens a passage leaves out where it follows another."""
-    bos = len(model.tokens.bos_ids)
-    return {"no-bos": bos, "text": bos + model.tokens.prefix_length("passage"), "whole": 0}[join]
+def num_left_out(model: GritModel, join: Join, rows: Sequence[Row]) -> list[int]:
+    """How many leading tokens each of these passages leaves out where it follows another."""
+    if join == "text":  # where a text begins is for the tokenizer to say: its first word may take a space of the prompt
+        return [num_prompt(tokens_of(model, row)) for row in rows]
+    return [len(model.tokens.bos_ids) if join == "no-bos" else 0] * len(rows)
+
+
+def tokens_of(model: GritModel, row: Row) -> TokenSeq:
+    """A stored chunk as it was read. Raises StoreError where this model's prompt format has it otherwise."""
+    (tokens,) = model.tokens.to_embed([row.text], "passage", None, model.context_length, truncate=False)
+    if tuple(tokens.ids.tolist()) != row.token_ids:
+        raise StoreError(
+            f"document {row.document!r:.200} was read in another prompt format than today's: index it again"
+        )
+    return tokens
 
 
 def paper_request(

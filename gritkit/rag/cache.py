@@ -11,18 +11,22 @@ This module knows nothing about retrieval, rows or answers.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
 
+from gritkit.errors import StoreError
 from gritkit.kv.blocks import BlockStore
 from gritkit.kv.codecs import StoredKV
 from gritkit.kv.cost_cache import CostCache
 from gritkit.kv.dockv import DocKV, ReadDocument
 from gritkit.rag.coding import BlockCoder
 from gritkit.rag.rates import Rates
+
+_log = logging.getLogger("gritkit")
 
 
 class DocumentCache:
@@ -46,26 +50,33 @@ class DocumentCache:
         return self._coder
 
     def get_many(self, keys: Sequence[str]) -> list[ReadDocument | None]:
-        """The documents of these keys; None for each that must be read again."""
+        """The documents of these keys; None for each that must be read again, as for an empty key."""
         found: dict[str, ReadDocument | None] = {}
-        for key in dict.fromkeys(keys):
+        for key in filter(None, dict.fromkeys(keys)):
             for tier, cache in (("device", self._device), ("memory", self._memory)):
                 if (document := cache.get(key)) is not None:
                     found[key] = document
                     self.counts[tier] += 1
                     break
-        found |= self._load([key for key in dict.fromkeys(keys) if key not in found])
+        found |= self._load([key for key in dict.fromkeys(keys) if key and key not in found])
         if self._device_bytes:
             found = {key: self._on_device(key, document) for key, document in found.items()}
-        return [found[key] for key in keys]
+        return [found.get(key) for key in keys]
 
-    def keep(self, document: DocKV) -> str:
-        """Write a document's block and have it in memory; returns its key. Raises StoreError when the disk refuses."""
+    def keep(self, document: DocKV) -> ReadDocument:
+        """Write a document's block and have it in memory; returns it as it is read back.
+
+        A disk that refuses is a warning: the document is there, and is computed again when it is needed again.
+        """
         block = self._coder.block(document)
-        self._blocks.put(block)
-        if (stored := self._coder.document(block)) is not None:
-            self._remember(block.key, stored)
-        return block.key
+        try:
+            self._blocks.put(block)
+        except StoreError as error:
+            _log.warning("key-values that were computed again are not kept: %s", error)
+        if (stored := self._coder.document(block)) is None:
+            return document
+        self._remember(block.key, stored)
+        return stored
 
     def read_ahead(self, keys: Sequence[str]) -> None:
         """Ask the system to have the files of these blocks ready."""
@@ -73,7 +84,7 @@ class DocumentCache:
 
     def seconds_to_load(self, keys: Iterable[str]) -> float | None:
         """How long fetching them should take, by what was measured here; None where nothing was."""
-        waiting = [key for key in set(keys) if key not in self._memory and key not in self._device]
+        waiting = [key for key in set(keys) if key and key not in self._memory and key not in self._device]
         return self._rates.seconds("disk", sum(self._blocks.size_of(key) for key in waiting)) if waiting else 0.0
 
     def prefix(self, ids: Sequence[int]) -> ReadDocument | None:
@@ -103,8 +114,8 @@ class DocumentCache:
         for key, block in zip(keys, blocks, strict=True):
             stored = self._coder.document(block) if block is not None else None
             if stored is None:
-                if block is not None:
-                    self._blocks.delete(key)  # whole, but not what this model would have written
+                if block is not None and self._coder.owns(block):
+                    self._blocks.delete(key)  # whole, and named so, but not what this model would have written
                 self.counts["lost"] += 1
             else:
                 self.counts["disk"] += 1

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from gritkit.embedding import kept_tokens
 from gritkit.kv.blocks import Block, key_of
-from gritkit.kv.codecs import CodecName, StoredKV, dtype_of, encode
+from gritkit.kv.codecs import CodecName, StoredKV, encode
 from gritkit.kv.dockv import DocKV
 from gritkit.model import GritModel
+from gritkit.tokens import sequence
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,31 @@ class BlockCoder:
 
     def document(self, block: Block) -> StoredKV | None:
         """What a block holds; None where its arrays are not those of this model and these tokens."""
-        fields = block.fields
-        ids = tuple(fields["ids"])
-        if {**fields, "ids": list(ids)} != self._fields(ids, fields["num_bos"], fields["num_prompt"]):
+        if not self.owns(block):
             return None
-        stored = StoredKV(
-            ids, fields["num_bos"], fields["num_prompt"], self.codec, dtype_of(fields["dtype"]), block.arrays
-        )
-        kept = [kept_tokens(len(ids), window) for window in self.model.windows]
-        return stored if stored.has_shape(kept) else None
+        ids, num_bos, num_prompt = (block.fields[name] for name in ("ids", "num_bos", "num_prompt"))
+        stored = StoredKV(tuple(ids), num_bos, num_prompt, self.codec, self.model.dtype, block.arrays)
+        shapes = [
+            ((heads, kept, key_size), (heads, kept, value_size))
+            for (heads, key_size, value_size), window in zip(self._heads, self.model.windows, strict=True)
+            for kept in [kept_tokens(len(ids), window)]
+        ]
+        return stored if stored.has_layout(shapes) else None
+
+    def owns(self, block: Block) -> bool:
+        """Whether this coder would have named the block so: the same model, codec and tenant."""
+        ids, num_bos, num_prompt = (block.fields.get(name) for name in ("ids", "num_bos", "num_prompt"))
+        if not isinstance(ids, list) or type(num_bos) is not int or type(num_prompt) is not int:
+            return False
+        mine = {**self._fields((), num_bos, num_prompt), "ids": ids}
+        return 0 <= num_bos <= num_prompt <= len(ids) and dict(block.fields) == mine
+
+    @cached_property
+    def _heads(self) -> list[tuple[int, int, int]]:
+        """(key-value heads, size of their keys, of their values) of every layer, as a short text has them."""
+        ids = [*self.model.tokens.bos_ids, 0]
+        _, (read,) = self.model.read_tokens([sequence(ids, pool=[*[False] * (len(ids) - 1), True])])
+        return [(key.shape[0], key.shape[2], value.shape[2]) for key, value in zip(read.keys, read.values, strict=True)]
 
     def _fields(self, ids: Sequence[int], num_bos: int, num_prompt: int) -> dict[str, Any]:
         return {

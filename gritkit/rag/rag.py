@@ -13,8 +13,8 @@ This module composes; it knows nothing about attention, file formats or database
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import logging
 import os
 import shutil
 import time
@@ -22,17 +22,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from gritkit.errors import InputError, StoreError
+from gritkit.embedding import num_prompt
+from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.generation.decoder import Request
 from gritkit.generation.params import SamplingParams
+from gritkit.kv.blocks import Block, BlockStore
 from gritkit.kv.codecs import DEFAULT_CODEC, check_codec
-from gritkit.kv.dockv import DocKV, Join, ReadDocument, check_join
+from gritkit.kv.dockv import Join, ReadDocument, check_join
 from gritkit.model import GritModel
 from gritkit.rag import ladder, verdicts
-from gritkit.rag.adding import OnError, add_documents
+from gritkit.rag.adding import Adder, OnError, add_documents
 from gritkit.rag.answering import (
     Clock,
     Found,
@@ -43,6 +44,7 @@ from gritkit.rag.answering import (
     joined_tokens,
     num_left_out,
     paper_request,
+    tokens_of,
 )
 from gritkit.rag.base import KnowledgeBase, Stats, VerifyReport
 from gritkit.rag.cache import DocumentCache
@@ -58,8 +60,6 @@ MEMORY_BYTES = 1 << 30
 _CANDIDATES = 4
 """Times ``top_k``: how many chunks each half of a hybrid search, and a rerank, looks at."""
 
-_log = logging.getLogger("gritkit")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -71,6 +71,11 @@ class Budget:
     """Coded, as on disk; a quarter more for beginnings of prompts."""
     device: int = 0
     """Decoded, where the model is."""
+
+    def __post_init__(self) -> None:
+        for name, size in dataclasses.asdict(self).items():
+            if size is not None and (not isinstance(size, int) or size < 0):
+                raise InputError(f"a budget of {name}={size!r} is no number of bytes: give 0 or more")
 
 
 class Rag:
@@ -123,7 +128,7 @@ class Rag:
         budget = budget or Budget()
         manifest = manifest_of(model, codec=codec, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
         base = KnowledgeBase.open(folder_or_url, manifest=manifest)
-        base.blocks.max_bytes = _free_half(base.blocks.folder) if budget.disk is None else budget.disk
+        base.blocks.max_bytes = _free_half(base.blocks) if budget.disk is None else budget.disk
         return cls(model, base, instruction=instruction, salt=check_text(tenant, "tenant"), budget=budget)
 
     def __enter__(self) -> Rag:
@@ -171,10 +176,12 @@ class Rag:
         """
         if isinstance(documents, (str, Document)):
             documents = [documents]
-        done = add_documents(self.base, self._reader, documents, on_error, progress)
-        if self._cache is not None and done.dropped:
-            self._cache.drop(done.dropped)
-        return done.report
+        adder = Adder(self.base, self._reader, on_error)
+        try:
+            return add_documents(adder, documents, progress=progress)
+        finally:  # what was committed before an error is gone as well
+            if self._cache is not None and adder.dropped:
+                self._cache.drop(adder.dropped)
 
     def delete(self, ids: str | Iterable[str]) -> int:
         """Remove documents with their key-values; unknown ids are passed over. Returns how many there were."""
@@ -194,7 +201,12 @@ class Rag:
         coder = self._cache.coder if self._cache is not None else None
         if coder is None:
             return self.base.verify()
-        return self.base.verify(lambda rows: [coder.block(self._read_again(row)) for row in rows])
+
+        def recompute(rows: list[Row]) -> list[Block]:
+            _, documents = self.model.read_tokens([tokens_of(self.model, row) for row in rows])
+            return [coder.block(document) for document in documents]
+
+        return self.base.verify(recompute)
 
     # -- search --------------------------------------------------------------------------------------------------
 
@@ -300,6 +312,8 @@ class Rag:
         ladder.check_reuse(reuse)
         if reuse not in ("auto", "off"):
             _ = self.model.rope  # raises with the reason where documents cannot be moved
+            if not self.model.writes:
+                raise UnsupportedModelError("this checkpoint has no language-model head: it searches but cannot answer")
         if link_tokens is not None and (not isinstance(link_tokens, int) or link_tokens < 1 or reuse != "linked"):
             raise InputError(f"link_tokens={link_tokens!r} must be at least 1, and goes with reuse='linked' alone")
         joined = ladder.join_of(None if join is None else check_join(join), self._verdicts, self.base.manifest.codec)
@@ -338,22 +352,26 @@ class Rag:
         ranked = self._ranked(question, top_k, where, by, rerank)
         searched = clock.seconds
         if not ranked:
-            raise InputError(
-                "the knowledge base is empty: add documents before asking"
-                if not len(self)
-                else f"no document suits where={where!r:.80}"
-            )
+            raise InputError(self._nothing_found(by, where))
         if self._cache is not None:
             self._cache.read_ahead([row.block_key for row, _ in ranked])
         found = [Found(_hit(row, score), row) for row, score in ranked]
         needed = len(self.model.tokens.question_prompt(question)) + params.max_new_tokens
-        used, dropped = fitting(found, needed, num_left_out(self.model, join), self.model.context_length)
+        left_out = min(num_left_out(self.model, join, [row for row, _ in ranked]))
+        used, dropped = fitting(found, needed, left_out, self.model.context_length)
         return Question(question, used, dropped, params, searched)
+
+    def _nothing_found(self, by: Search, where: Mapping[str, Any] | None) -> str:
+        if not len(self):
+            return "the knowledge base is empty: add documents before asking"
+        words = "shares a word with the question" if by == "text" else ""
+        place = f"suits where={where!r:.80}" if where else ""
+        return f"no document {' and '.join(filter(None, (words, place))) or 'was found'}"
 
     def prepare(self, question: Question, reuse: str, join: Join, link_tokens: int | None = None) -> Prepared:
         """The second half: decide the way, and have the request that the decoder is to run, documents loaded."""
         rows = question.rows
-        ids = joined_tokens(rows, num_left_out(self.model, join))
+        ids = joined_tokens(rows, num_left_out(self.model, join, rows))
         way = ladder.choose(
             reuse,
             self._facts(rows, ids),
@@ -416,36 +434,27 @@ class Rag:
     def _load(self, rows: Sequence[Row]) -> tuple[list[ReadDocument], int]:
         """The key-values of rows in their order, and how many of them had to be computed again."""
         assert self._cache is not None
-        found = self._cache.get_many([row.block_key for row in rows])
-        documents = [one or self._kept_again(row) for row, one in zip(rows, found, strict=True)]
-        return documents, sum(one is None for one in found)
-
-    def _kept_again(self, row: Row) -> ReadDocument:
-        document = self._read_again(row)
-        assert self._cache is not None
-        try:
-            self._cache.keep(document)
-        except StoreError as error:
-            _log.warning("the recomputed key-values of %r are not kept: %s", row.id, error)
-        return document
-
-    def _read_again(self, row: Row) -> DocKV:
-        (tokens,) = self.model.tokens.to_embed([row.text], "passage", None, self.model.context_length, truncate=False)
-        if tuple(tokens.ids.tolist()) != row.token_ids:
-            raise StoreError(
-                f"document {row.document!r:.200} was read in another prompt format than today's: "
-                f"convert the knowledge base with: gritkit kb reindex {self.base.where}"
-            )
-        _, (document,) = self.model.read_tokens([tokens])
-        return document
+        recomputed = 0
+        documents: list[ReadDocument] = []
+        for row, document in zip(rows, self._cache.get_many([row.block_key for row in rows]), strict=True):
+            if document is None:
+                tokens = tokens_of(self.model, row)
+                own = self._cache.coder.key(tokens.ids.tolist(), len(self.model.tokens.bos_ids), num_prompt(tokens))
+                if own != row.block_key:  # another tenant added it
+                    (document,) = self._cache.get_many([own])
+            if document is None:
+                _, (read,) = self.model.read_tokens([tokens])
+                document = self._cache.keep(read)
+                recomputed += 1
+            documents.append(document)
+        return documents, recomputed
 
 
 def _hit(row: Row, score: float) -> Hit:
     return Hit(row.document, row.text, score, json.loads(row.metadata), row.number)
 
 
-def _free_half(folder: Path) -> int:
-    """Half of the free bytes of the disk that holds a folder, and what lies in it already."""
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    taken = sum(file.stat().st_size for file in folder.glob("??/??/*")) if folder.exists() else 0
-    return shutil.disk_usage(existing).free // 2 + taken
+def _free_half(blocks: BlockStore) -> int:
+    """Half of the free bytes of the disk that holds the blocks, and what they take already."""
+    existing = next(parent for parent in (blocks.folder, *blocks.folder.parents) if parent.exists())
+    return shutil.disk_usage(existing).free // 2 + blocks.num_bytes

@@ -213,7 +213,7 @@ def test_a_layer_may_keep_nothing(codec: CodecName) -> None:
     """A window of one token: what follows sees itself alone."""
     whole = document((2, 0, 4), (2, 3, 4), (2, 0, 4), length=3)
     back = stored(whole, codec)
-    assert back.has_shape([0, 3, 0])
+    assert back.has_layout([((2, 0, 4),) * 2, ((2, 3, 4),) * 2, ((2, 0, 4),) * 2])
     assert [tuple(x.shape) for x in back.layer(0, CPU)] == [(2, 0, 4), (2, 0, 4)]
     decoded = back.decoded(CPU)
     assert (decoded.ids, decoded.num_bos, decoded.num_prompt) == (whole.ids, whole.num_bos, whole.num_prompt)
@@ -228,16 +228,34 @@ def test_keys_and_values_may_be_of_different_sizes(codec: CodecName) -> None:
     keys, values = torch.randn(2, 5, 8), torch.randn(2, 5, 4)
     back = stored(DocKV(tuple(range(5)), 0, 0, (keys,), (values,)), codec)
     assert [tuple(x.shape) for x in back.layer(0, CPU)] == [(2, 5, 8), (2, 5, 4)]
+    assert back.has_layout([((2, 5, 8), (2, 5, 4))])
+    assert not back.has_layout([((2, 5, 4), (2, 5, 8))])
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_has_shape_tells_what_this_codec_would_have_made(codec: CodecName) -> None:
+def test_has_layout_tells_what_this_codec_would_have_made(codec: CodecName) -> None:
     back = stored(document((2, 40, 4), (2, 3, 4)), codec)
-    assert back.has_shape([40, 3])
-    for wrong in ([40], [40, 3, 3], [40, 40], [3, 40], [39, 3], [41, 3]):
-        assert not back.has_shape(wrong)
-    flat = StoredKV(back.ids, 0, 0, codec, back.dtype, (back.arrays[0].reshape(-1), *back.arrays[1:]))
-    assert not flat.has_shape([40, 3])
+    first, second = (2, 40, 4), (2, 3, 4)
+    assert back.has_layout([(first, first), (second, second)])
+    for wrong in ((2, 39, 4), (2, 41, 4), (1, 40, 4), (2, 40, 6), (2, 3, 4)):
+        assert not back.has_layout([(wrong, first), (second, second)])
+        assert not back.has_layout([(first, wrong), (second, second)])
+    for count in (1, 3):
+        assert not back.has_layout([(first, first), (second, second), (second, second)][:count])
+    for arrays in (
+        (back.arrays[0].reshape(-1), *back.arrays[1:]),
+        (back.arrays[0].astype(np.int16), *back.arrays[1:]),
+        (*back.arrays[:-1], back.arrays[-1].astype(np.float64)),
+        back.arrays[:-1],
+    ):
+        assert not StoredKV(back.ids, 0, 0, codec, back.dtype, arrays).has_layout([(first, first), (second, second)])
+
+
+def test_has_layout_knows_the_type_of_the_model() -> None:
+    arrays = encode(document((2, 3, 4)), "exact")
+    shape = (2, 3, 4)
+    assert StoredKV((1, 2, 3), 0, 0, "exact", torch.float32, arrays).has_layout([(shape, shape)])
+    assert not StoredKV((1, 2, 3), 0, 0, "exact", torch.float16, arrays).has_layout([(shape, shape)])
 
 
 def test_arrays_are_the_documents_own() -> None:
@@ -287,7 +305,7 @@ def test_the_largest_numbers_of_float16_come_back_finite_or_not_at_all(codec: Co
 
 def test_odd_heads_have_no_int4() -> None:
     whole = document((2, 3, 5))
-    assert stored(whole, "int8").has_shape([3])
+    assert stored(whole, "int8").has_layout([((2, 3, 5), (2, 3, 5))])
     with pytest.raises(InputError, match="even head size, not 5: use int8"):
         encode(whole, "int4")
 
