@@ -26,7 +26,8 @@ from gritkit.rag.checking import by_document, faults
 from gritkit.rag.lock import InUseError
 from gritkit.rag.manifest import FORMAT_VERSION, Manifest
 from gritkit.rag.place import FolderPlace, Place, place_of
-from gritkit.rag.store import DocumentStore, Row
+from gritkit.rag.sealed import SealedStore
+from gritkit.rag.store import Row
 
 WAIT_S = 30.0
 """How long somebody waits for those who change the knowledge base."""
@@ -88,7 +89,7 @@ class KnowledgeBase:
         self.where = place.name
         """For messages: the address without a password."""
         self.manifest = manifest
-        self.store: DocumentStore = place.store(manifest)
+        self.store = SealedStore(place.store(manifest))
         self.blocks = BlockStore(place.blocks, max_bytes=max_block_bytes)
         self._place = place
         self._wait_s = wait_s
@@ -263,8 +264,12 @@ class KnowledgeBase:
         """
         report = VerifyReport()
         self._verify_blocks(report)
+
+        def damaged(row: Row) -> None:
+            report.damaged.append(f"document {row.document!r:.100}, chunk {row.number}: its bytes have changed")
+
         try:
-            for rows in by_document(self.store.scan()):
+            for rows in by_document(_readable(self.store.scan(damaged=damaged))):
                 report.documents += 1
                 report.chunks += len(rows)
                 report.damaged += faults(rows, self.manifest)
@@ -274,7 +279,7 @@ class KnowledgeBase:
                     report.repaired += [f"the key-values of {row.id!r:.100} were computed again" for row in lost]
                 else:
                     report.missing += len(lost)
-        except StoreError as error:
+        except _UnreadableError as error:
             report.damaged.append(f"rows cannot be read: {error}")
         return report
 
@@ -337,6 +342,18 @@ class KnowledgeBase:
                 report.damaged.append(f"block {key[:12]}: {reason}; {error}")
 
 
+class _UnreadableError(Exception):
+    """Why a store's rows cannot be read on."""
+
+
+def _readable(batches: Iterator[list[Row]]) -> Iterator[list[Row]]:
+    """Raises _UnreadableError for whatever reading raises."""
+    try:
+        yield from batches
+    except Exception as error:  # what LanceDB raises for bytes that it cannot decode has no common class
+        raise _UnreadableError((str(error).strip().splitlines() or [type(error).__name__])[0][:300]) from error
+
+
 def _times_of(blocks: BlockStore) -> dict[str, float]:
     """When each block was written or last used. Its file has its name, whatever comes behind a dot."""
     times = dict.fromkeys(blocks.keys(), time.time())
@@ -378,7 +395,7 @@ def _fill(found: Archive, place: Place, manifest: Manifest) -> None:
     """The rows and blocks of an archive into an empty store."""
     blocks = BlockStore(place.blocks)
     named: set[str] = set()
-    with contextlib.closing(place.store(manifest)) as store:
+    with contextlib.closing(SealedStore(place.store(manifest))) as store:
         for rows in found.documents():
             store.replace(rows)
             named |= {row.block_key for row in rows}
