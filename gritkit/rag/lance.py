@@ -220,11 +220,14 @@ class LanceStore:
     # -- LanceDB ---------------------------------------------------------------------------------------------------
 
     def _open(self, name: str) -> Any:
-        if name in _names(self._database):
-            return self._database.open_table(name)
-        table = self._database.create_table(name, schema=_schema(self._dim), exist_ok=True)
-        self._committed(lambda: index_keys_and_words(table))
-        return table
+        def made() -> Any:
+            if name not in _names(self._database):
+                self._database.create_table(name, schema=_schema(self._dim), exist_ok=True)
+            table = self._database.open_table(name)
+            index_keys_and_words(table)
+            return table
+
+        return self._committed(made)
 
     def _at(self, version: int) -> Any:
         table = self._database.open_table(self._table.name)
@@ -321,7 +324,7 @@ def _errors(verb: str, where: str) -> Iterator[None]:
 
 
 def _is_conflict(error: Exception) -> bool:
-    return re.search("conflict|concurrent", str(error), re.IGNORECASE) is not None
+    return re.search("conflict|concurrent|already exists", str(error), re.IGNORECASE) is not None
 
 
 def _connect(where: str) -> Any:
