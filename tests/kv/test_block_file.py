@@ -375,10 +375,10 @@ import os, sys
 from gritkit.kv import block_file
 key, path = sys.argv[1:]
 read = lambda: block_file.read({key: path}, block_file.checksum())[key].block().num_bytes
-before = read()  # the threads exist
+before, pool = read(), block_file.pool()
 child = os.fork()
 if not child:
-    os._exit(0 if read() == before else 1)
+    os._exit(0 if read() == before and block_file.pool() is not pool else 1)  # its threads are not in the child
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     subprocess.run([sys.executable, "-c", code, key, str(tmp_path / "a")], check=True, timeout=60)

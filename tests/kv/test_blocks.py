@@ -309,6 +309,17 @@ def test_cost_and_last_use_outlive_the_process(tmp_path: Path) -> None:
     assert same(after.get(dear), block(3))
 
 
+def test_a_little_dearer_does_not_outlive_the_process_for_ever(tmp_path: Path) -> None:
+    one = size_on_disk(tmp_path)
+    before = BlockStore(tmp_path / "blocks")
+    keys = [before.put(block(number), cost=10 if number else 10.5) for number in range(8)]
+    for number, key in enumerate(keys):
+        age(before, key, 8000 - 1000 * number)
+    after = BlockStore(tmp_path / "blocks", max_bytes=8 * one)
+    after.put(block(8))
+    assert not after.contains(keys[0])  # what was used last so long before all others
+
+
 def test_what_is_no_block_goes_first(tmp_path: Path) -> None:
     one = size_on_disk(tmp_path)
     store = BlockStore(tmp_path / "blocks")
@@ -336,12 +347,13 @@ def test_blocks_of_another_process_count_and_may_go(tmp_path: Path) -> None:
 
 def test_a_deleted_block_no_longer_counts(tmp_path: Path) -> None:
     one = size_on_disk(tmp_path)
-    store = BlockStore(tmp_path / "blocks", max_bytes=2 * one)
-    first, second = store.put(block(0)), store.put(block(1))
-    store.delete(second)
-    store.put(block(2))
-    assert store.contains(first)
+    store = BlockStore(tmp_path / "blocks", max_bytes=32 * one)
+    keys = store.put_many([block(number) for number in range(32)])
+    store.delete(keys[31])
+    store.put(block(32))
     assert store.counts["evicted"] == 0
+    store.put(block(33))
+    assert store.counts["evicted"] == 1
 
 
 def test_a_negative_budget_is_refused(tmp_path: Path) -> None:
