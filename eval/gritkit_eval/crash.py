@@ -35,10 +35,11 @@ from gritkit_eval.bench.report import table
 from gritkit_eval.crash_points import random_point
 
 STORES = ("lance", "postgres")
-_ROUNDS_PER_LIFE = 25
+_ROUNDS_PER_LIFE = 20
 """Kills of one knowledge base, before the next begins with an empty place."""
 _OPERATIONS = 40
 _LONGEST_LIFE_S = 0.7
+_MAKING_S = 0.2
 _BY_STEP = 0.65
 """Of the rounds; the others are killed at a random time."""
 _DEEP_EACH = 5
@@ -180,8 +181,10 @@ class Life:
     def live(self, kills: int) -> None:
         """Until it was killed that often, or something was wrong."""
         while kills:
-            point = random_point(self._rng) if self._rng.random() < _BY_STEP else None
-            after = None if point else self._rng.uniform(0, _LONGEST_LIFE_S)
+            new = self._version == 0  # it is not there yet, and half of the first workers die while they make it
+            by_step = self._rng.random() < (0.5 if new else _BY_STEP)
+            point = random_point(self._rng) if by_step else None
+            after = None if point else self._rng.uniform(0, _MAKING_S if new else _LONGEST_LIFE_S)
             seed = self._rng.random()
             said, status = self._process.child(
                 task="work", where=self._where, seed=seed, point=point, kill_after=after, operations=_OPERATIONS,

@@ -9,25 +9,35 @@ This module knows nothing about what the worker does.
 from __future__ import annotations
 
 import builtins
+import ctypes
 import io
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-STEPS = ("open", "write", "fsync", "rename", "unlink", "commit", "optimize")
-MOMENTS = {"write": ("half",), "commit": ("before", "during", "after"), "optimize": ("during", "after")}
-"""Of the others: before and after."""
+STEPS = ("open", "write", "fsync", "rename", "unlink", "commit", "optimize", "table")
+MOMENTS = {
+    "write": ("half",),
+    "commit": ("before", "during", "after"),
+    "optimize": ("during", "after"),
+    "table": ("data", "_transactions", "_versions", "_deletions", "_indices"),
+}
+"""Of the others: before and after. A table's are its folders, of whose files LanceDB has just begun or ended one."""
 _LONGEST_COMMIT_S = 0.04
+_CREATED_CLOSED_OR_MOVED = 0x100 | 0x8 | 0x80 | 0x40  # of inotify, as is the size of an event without its name
+_EVENT = 16
 
 
 def random_point(rng: random.Random) -> dict[str, Any]:
     """A step, a moment of it, and how often it is passed first."""
-    step = rng.choice((*STEPS, "commit"))
-    often = {"commit": 6, "optimize": 2, "unlink": 12, "rename": 30, "open": 30, "write": 30}.get(step, 60)
+    step = rng.choice((*STEPS, "commit", "table"))
+    often = {"commit": 6, "optimize": 2, "unlink": 12, "rename": 30, "open": 30, "write": 30, "table": 30}.get(step, 60)
     return {
         "step": step,
         "moment": rng.choice(MOMENTS.get(step, ("before", "after"))),
@@ -36,8 +46,8 @@ def random_point(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def arm(point: dict[str, Any]) -> Callable[[Any], None]:
-    """Wrap the step in this process. Returns what must be given the store, whose commits are steps too."""
+def arm(point: dict[str, Any]) -> Callable[[Any, Path], None]:
+    """Wrap the step in this process. Returns what must be given the store, whose commits are steps, and its folder."""
     step, moment = point["step"], point["moment"]
     left = [int(point["number"])]
     lock = threading.Lock()
@@ -80,11 +90,14 @@ def arm(point: dict[str, Any]) -> Callable[[Any], None]:
 
         io.open = builtins.open = opened  # type: ignore[assignment]
 
-    def give_store(store: Any) -> None:
+    def give_store(store: Any, folder: Path) -> None:
         if step == "commit":
             store.replace, store.delete = wrapped(store.replace), wrapped(store.delete)
         elif step == "optimize":
             store.optimize = wrapped(store.optimize)
+        elif step == "table":
+            for table in folder.glob("documents_*.lance"):
+                _watch(table / moment, due)
 
     return give_store
 
@@ -111,6 +124,26 @@ class _Halving:
 
     def __exit__(self, *error: Any) -> None:
         self._file.close()
+
+
+def _watch(folder: Path, due: Callable[[], bool]) -> None:
+    """Die when LanceDB, whose writing no Python sees, has begun or ended its n-th file there (Linux)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not folder.is_dir() or not hasattr(libc, "inotify_init1"):
+        return
+    handle = libc.inotify_init1(os.O_CLOEXEC)
+    libc.inotify_add_watch(handle, os.fsencode(folder), _CREATED_CLOSED_OR_MOVED)
+
+    def follow() -> None:
+        while True:
+            data = os.read(handle, 1 << 16)
+            while data:
+                length = int.from_bytes(data[_EVENT - 4 : _EVENT], sys.byteorder)
+                data = data[_EVENT + length :]
+                if due():
+                    die()
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def die() -> None:

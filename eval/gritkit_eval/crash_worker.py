@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def work(task: dict[str, Any]) -> None:
     tell(begin={"kind": "open", "documents": {}})
     with KnowledgeBase.open(task["where"], manifest=MANIFEST) as base:
         if give_store:
-            give_store(base.store)
+            give_store(base.store, Path(task["where"]))
         tell(done=True)
         there: dict[str, int] = dict(task["documents"])
         version = task["version"]
