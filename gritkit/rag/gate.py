@@ -45,7 +45,7 @@ from gritkit.rag.rag import Rag
 from gritkit.rag.verdicts import Verdict
 
 CLOSED = "closed"
-"""The mode without documents: the question alone, as a chat."""
+"""The mode without documents: the question alone, as a chat where the model has a format for one."""
 STORED = ("cached", "linked", "query_doc", "doc_query")
 """The modes that read stored key-values, so that a codec matters."""
 MODES = (CLOSED, "off", *(mode for mode in get_args(Reuse) if mode != "off"))
@@ -264,8 +264,12 @@ def _count(
 
 def _closed(model: GritModel, exam: Exam, tally: _Tally, params: SamplingParams) -> None:
     start = time.perf_counter()
-    request = Request(model.tokens.chat_prompt([{"role": "user", "content": exam.question}]), params)
-    _answered(exam, _run(model, request, start), tally)
+    tokens = model.tokens
+    if tokens.format.user is None and not getattr(tokens.hf, "chat_template", None):
+        prompt = [*tokens.bos_ids, *tokens.question_prompt(exam.question)]
+    else:
+        prompt = tokens.chat_prompt([{"role": "user", "content": exam.question}])
+    _answered(exam, _run(model, Request(prompt, params), start), tally)
 
 
 def _answered(exam: Exam, run: _Run, tally: _Tally) -> None:
