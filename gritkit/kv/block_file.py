@@ -10,8 +10,8 @@ Every byte of a file is under a checksum, and the checksum is part of the read: 
 into the final buffer and digest each while it is in their cache. Nothing is believed before its checksum was right,
 and nothing is used before it was compared with the length of the file, so a hostile file is at worst useless.
 
-Files are read with ``preadv`` and not mapped, although a map would be as fast: a file that somebody truncates kills
-every process that has it mapped, while a read of it comes back short.
+Files are read with ``preadv`` and not mapped. A map that is checked was no faster (every byte is touched either way),
+and a file that somebody cuts off kills each process that has it mapped, while a read of it comes back short.
 
 The canonical form of fields: JSON with sorted keys and without spaces of ``{"format": version, "ints": {name: length},
 "rest": fields}``, where every non-empty list of 32-bit integers at the top level is out of ``rest`` and in ``ints``;
@@ -45,6 +45,8 @@ from gritkit.errors import MissingExtraError, StoreError
 
 FORMAT_VERSION = 2
 CHUNK_BYTES = 1 << 20
+THREADS = 4
+THREAD_BYTES = 4 << 20  # with less for each, waking threads takes longer than they save
 
 _MAGIC = b"GRITKV\r\n"  # the line end shows a transfer in text mode
 _PREFIX = struct.Struct("<8sQ5IQd")
@@ -62,8 +64,6 @@ _DTYPES = {
     )
 }
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW  # a pipe in the place of a block must not block
-_THREADS = 4
-_THREAD_BYTES = 4 << 20  # with less for each, waking threads takes longer than they save
 
 Digest = Callable[[Any], int]
 
@@ -314,7 +314,7 @@ def read(paths: Mapping[str, str], digest: Digest) -> dict[str, Reading | Unusab
         _share(begin, [(key,) for key in paths], helpers=len(paths) - 1)
         begun = [one for one in outcomes.values() if isinstance(one, Reading)]
         chunks = [(one, number) for one in begun for number in range(one.num_chunks)]
-        _share(Reading.read_chunk, chunks, helpers=sum(one.size for one in begun) // _THREAD_BYTES - 1)
+        _share(Reading.read_chunk, chunks, helpers=sum(one.size for one in begun) // THREAD_BYTES - 1)
     finally:
         for one in outcomes.values():
             if isinstance(one, Reading):
@@ -335,7 +335,7 @@ def _share(do: Callable[..., None], jobs: Sequence[tuple[Any, ...]], *, helpers:
         for job in left:
             do(*job)
 
-    futures = [pool().submit(work) for _ in range(min(helpers, _THREADS - 1))]
+    futures = [pool().submit(work) for _ in range(min(helpers, THREADS - 1))]
     try:
         work()
     finally:
@@ -347,7 +347,7 @@ def _share(do: Callable[..., None], jobs: Sequence[tuple[Any, ...]], *, helpers:
 @functools.cache
 def pool() -> ThreadPoolExecutor:
     """The threads that read; one set for the process."""
-    return ThreadPoolExecutor(_THREADS, thread_name_prefix="gritkit-blocks")
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="gritkit-blocks")
 
 
 os.register_at_fork(after_in_child=pool.cache_clear)  # a forked child has none of the threads

@@ -240,7 +240,7 @@ def test_harm_gives_nothing_and_never_other_numbers(
     path.write_bytes(harmed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block_file, "_FIRST_READ", 1 << 10)
-        patch.setattr(block_file, "_THREAD_BYTES", 1 << 12)  # so that threads help nevertheless
+        patch.setattr(block_file, "THREAD_BYTES", 1 << 12)  # so that threads help nevertheless
         got = read(path, key)
     assert same(got, block) if harmed == data else isinstance(got, str)
 
