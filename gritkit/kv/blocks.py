@@ -160,7 +160,7 @@ class BlockStore:
         """Bytes of a block on disk; 0 when there is none."""
         try:
             return os.stat(self._path(key)).st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return 0
 
     @property

@@ -371,7 +371,7 @@ def test_a_folder_that_cannot_be_is_one_line(store: BlockStore) -> None:
         store.put(block())
     assert "\n" not in str(caught.value)
     assert list(store.keys()) == []
-    assert store.sweep_temporary() == 0
+    assert store.sweep_temporary() == store.num_bytes == store.size_of("ab" * 32) == 0
     assert store.get("ab" * 32) is None
 
 
