@@ -26,7 +26,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ _MAKING_S = 0.2
 _BY_STEP = 0.65
 """Of the rounds; the others are killed at a random time."""
 _DEEP_EACH = 5
+_SETTLED_S = 60.0
 _SIGKILLED = -9
 _OPERATION_KINDS = ("open", "index", "upsert", "delete", "compact", "gc", "between")
 
@@ -104,13 +105,13 @@ def run(settings: Settings) -> Outcome:
         lives.put((number, min(_ROUNDS_PER_LIFE, settings.rounds - start)))
     began = time.monotonic()
     lock = threading.Lock()
-    with _folder(settings) as folder, _server(settings.store, folder) as address:
+    with _folder(settings) as folder, _places(settings.store, folder) as places:
 
         def live() -> None:
             with Process(folder) as process, contextlib.suppress(queue.Empty):
                 while True:
                     number, rounds = lives.get_nowait()
-                    life = Life(process, number, settings.seed, address(number), outcome, lock)
+                    life = Life(process, number, settings.seed, places(number), outcome, lock)
                     life.live(rounds)
 
         threads = [_Raising(target=live) for _ in range(min(settings.jobs, lives.qsize()))]
@@ -191,6 +192,7 @@ class Life:
                 task="work", where=self._where, seed=seed, point=point, kill_after=after, operations=_OPERATIONS,
                 documents=self._documents, version=self._version,
             )  # fmt: skip
+            settle(self._where)
             under_way = self._follow(said)
             place = f"{point['step']}, {point['moment']}" if point else "random time"
             failures = [line["error"] for line in said if "error" in line]
@@ -282,7 +284,7 @@ def _folder(settings: Settings) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _server(store: str, folder: Path) -> Iterator[Any]:
+def _places(store: str, folder: Path) -> Iterator[Callable[[int], str]]:
     """Gives each life's number its address: a folder, or a database of a server that runs meanwhile."""
     if store == "lance":
         yield lambda number: str(folder / f"life{number}")
@@ -304,3 +306,18 @@ def _server(store: str, folder: Path) -> Iterator[Any]:
 
     with server:
         yield address
+
+
+def settle(where: str) -> None:
+    """Wait until a server has noticed that a client died; until then it may still commit what was sent before."""
+    if "://" not in where:
+        return
+    import psycopg
+
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    with psycopg.connect(where, autocommit=True) as connection:
+        end = time.monotonic() + _SETTLED_S
+        while connection.execute(f"{others} AND backend_type = 'client backend'").fetchone() != (0,):
+            if time.monotonic() > end:
+                raise InputError(f"the server still serves a client that died {_SETTLED_S:g} s ago")
+            time.sleep(0.002)

@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gritkit.errors import StoreError
-from gritkit.files import resolve, staged_folder
+from gritkit.files import resolve
 from gritkit.kv.blocks import Block, BlockStore
-from gritkit.rag.archive import Archive, write_archive
+from gritkit.rag.archive import write_archive
 from gritkit.rag.checking import by_document, faults
+from gritkit.rag.importing import import_archive
 from gritkit.rag.lock import InUseError
 from gritkit.rag.manifest import FORMAT_VERSION, Manifest
-from gritkit.rag.place import FolderPlace, Place, place_of
+from gritkit.rag.place import Place, place_of
 from gritkit.rag.sealed import SealedStore
 from gritkit.rag.store import Row
 
@@ -33,7 +34,7 @@ WAIT_S = 30.0
 """How long somebody waits for those who change the knowledge base."""
 MIN_AGE_S = 3600.0
 """Orphaned blocks younger than this are left alone: somebody may be about to name them."""
-_PATIENCE_S = 1.0  # for clearing away what gc would clear anyway
+_PATIENCE_S = 0.25  # for clearing away what gc would clear anyway
 _log = logging.getLogger("gritkit")
 
 
@@ -298,11 +299,7 @@ class KnowledgeBase:
         place = place_of(where)
         if place.read() is not None:
             raise StoreError(f"{place.name} is a knowledge base already: import into a new place")
-        with Archive(resolve(archive)) as found:
-            if isinstance(place, FolderPlace):
-                _import_folder(found, place)
-            else:
-                _import_tables(found, place)
+        import_archive(resolve(archive), place)
         return cls.open(where)
 
     # -- inside --------------------------------------------------------------------------------------------------
@@ -364,43 +361,3 @@ def _times_of(blocks: BlockStore) -> dict[str, float]:
                 with contextlib.suppress(FileNotFoundError):
                     times[key] = os.stat(os.path.join(parent, name)).st_mtime
     return times
-
-
-def _import_folder(found: Archive, place: FolderPlace) -> None:
-    """Fill a folder beside the new one and rename it, so that it is whole or not there."""
-    place.check_empty()
-    try:
-        with staged_folder(place.folder) as stage:
-            beside = FolderPlace(stage)
-            beside.create(found.manifest)
-            _fill(found, beside, found.manifest)
-            place.check_empty()  # whoever came meanwhile stays
-    except OSError as error:
-        raise StoreError(f"cannot write to {place.name}: {error.strerror or error}") from error
-
-
-def _import_tables(found: Archive, place: Place) -> None:
-    """Fill tables that nothing refers to yet, and write the manifest last."""
-    manifest = dataclasses.replace(found.manifest, generation=max(place.generations(), default=-1) + 1)
-    try:
-        _fill(found, place, manifest)
-        if place.create(manifest) != manifest:
-            raise StoreError(f"{place.name} became a knowledge base meanwhile: import into a new place")
-    except BaseException:
-        place.drop_generation(manifest.generation)
-        raise
-
-
-def _fill(found: Archive, place: Place, manifest: Manifest) -> None:
-    """The rows and blocks of an archive into an empty store."""
-    blocks = BlockStore(place.blocks)
-    named: set[str] = set()
-    with contextlib.closing(SealedStore(place.store(manifest))) as store:
-        for rows in found.documents():
-            store.replace(rows)
-            named |= {row.block_key for row in rows}
-        store.optimize()
-    for block in found.blocks():
-        if block.key not in named:
-            raise StoreError(f"the archive holds a block that no document names ({block.key[:12]}): export again")
-        blocks.put(block)

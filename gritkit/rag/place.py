@@ -246,7 +246,7 @@ class PostgresPlace:
 
     def create(self, manifest: Manifest) -> Manifest:
         with self._connected("open") as connection:
-            _take(connection, alone=True, wait_s=_CREATE_WAIT_S, what=self.name)  # until the connection closes
+            connection.execute(f"SELECT pg_advisory_lock({_PG_LOCK + 1})")  # IF NOT EXISTS can race
             connection.execute("CREATE SCHEMA IF NOT EXISTS gritkit")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS gritkit.manifest (one boolean PRIMARY KEY CHECK (one), manifest text)"

@@ -203,6 +203,43 @@ def test_with_another_writer_at_work_old_blocks_are_left_to_gc(
     assert keys(base) == {blocks[0].key}
 
 
+WRITE = """
+import sys
+from gritkit.rag.base import KnowledgeBase
+from tests.rag.rows import MANIFEST, document
+with KnowledgeBase.open(sys.argv[1], manifest=MANIFEST) as base:
+    print("ready", flush=True)
+    sys.stdin.read()
+    for number in range(12):
+        base.replace(*document(f"{sys.argv[2]}{number % 6}", 1 + number % 3, version=number))
+    base.replace(*document("both", 2))
+    base.delete([f"{sys.argv[2]}5"])
+"""
+
+
+def test_two_processes_that_write_at_once_lose_nothing(folder: Path) -> None:
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITE, folder, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in "ab"
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.communicate()
+        assert writer.returncode == 0
+    with KnowledgeBase.open(folder) as base:
+        want = {f"{name}{number}": document(f"{name}{number}", 1 + number % 3, version=6 + number)[0]
+                for name in "ab" for number in range(5)} | {"both": document("both", 2)[0]}  # fmt: skip
+        assert content(base) == {name: [row.text for row in rows] for name, rows in want.items()}
+        report = base.verify()
+        assert (report.damaged, report.repaired, report.missing) == ([], [], 0)
+        base.gc(min_age_s=0)
+        assert keys(base) == {row.block_key for rows in want.values() for row in rows}
+
+
 # -- cleaning up -------------------------------------------------------------------------------------------------------
 
 
