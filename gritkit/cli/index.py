@@ -1,17 +1,17 @@
-"""``gritkit index``: files -> a knowledge base, each file or JSONL row one document.
+"""``gritkit index``: files -> a knowledge base, each file or row one document.
 
-This module knows nothing about stores or vectors; ``gritkit.rag`` does.
+This module knows nothing about file formats, stores or vectors; ``gritkit.rag`` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gritkit.cli import options
-from gritkit.cli.collect import Found, collect
 from gritkit.cli.loading import open_model
 from gritkit.cli.output import note, to_json, write
 from gritkit.cli.wording import as_flags, one_line
@@ -19,15 +19,34 @@ from gritkit.errors import InputError
 
 if TYPE_CHECKING:
     from gritkit.model import GritModel
-    from gritkit.rag import Document
+    from gritkit.rag import Document, Rag
+
+_MB = 1_000_000
 
 
 def index(
-    kb: Annotated[str, typer.Argument(metavar="KB", help="Folder of the knowledge base; made when there is none.")],
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Text files, and folders of them.")],
+    kb: Annotated[
+        str,
+        typer.Argument(
+            metavar="KB", help="Folder of the knowledge base, or its address; it is made when there is none."
+        ),
+    ],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, and folders of them.")],
     model: options.Model = None,
-    jsonl_field: Annotated[str, typer.Option("--jsonl-field", help="What holds the text of a JSONL row.")] = "text",
-    truncate: options.Truncate = False,
+    jsonl_field: Annotated[
+        str, typer.Option("--jsonl-field", metavar="NAME", help="What holds the text of a row: a field or column.")
+    ] = "text",
+    max_file_size: Annotated[
+        float, typer.Option("--max-file-size", min=0.001, metavar="MB", help="Longest file, or row of a file of rows.")
+    ] = 64,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option("--chunk-tokens", min=1, help="Longest chunk of a document; counts when the KB is made."),
+    ] = None,
+    chunk_overlap: Annotated[
+        int | None,
+        typer.Option("--chunk-overlap", min=0, help="Tokens that chunks share at most; counts when the KB is made."),
+    ] = None,
     format: Annotated[
         options.Report, typer.Option("--format", help="The report as text on stderr, or as JSON on stdout.")
     ] = options.Report.text,
@@ -36,53 +55,98 @@ def index(
     prompt_format: options.PromptFormat = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Read files into a knowledge base: text, Markdown, source code, and JSON lines; folders recursively.
+    """Read files into a knowledge base: text, Markdown, HTML, PDF, DOCX, source code, JSON lines, CSV and TSV.
 
-    Each file is one document, named by its path; a JSONL row is one, named by its "id" field or its line. Documents
-    that did not change are skipped. What cannot be read is listed at the end, the rest is indexed, and the exit code
-    is 1.
+    Folders are read with everything in them but hidden files and links. Each file is one document, named by its path;
+    a row is one, named by its "id" or its line. Long documents are cut into chunks. Documents that did not change are
+    skipped, so a run that was interrupted goes on. What cannot be read is listed at the end, the rest is indexed, and
+    the exit code is 1.
     """
-    found = collect(paths, jsonl_field)
-    if not found.texts:
-        raise InputError("; ".join(found.failures[:3]) or "nothing to index: every file is empty")
+    files = _Files(paths, jsonl_field, int(max_file_size * _MB))
+    documents = files.documents()
+    first = next(documents, None)
+    if first is None:  # before a model is loaded, or a knowledge base made
+        raise InputError("; ".join(files.failures[:3]) or "nothing to index: every file is empty")
     grit = open_model(
         model, device=device, dtype=dtype, prompt_format=prompt_format, trust_remote_code=trust_remote_code
     )
-    from gritkit.rag import Rag
-
-    documents, too_long = fitting(grit, found.texts, truncate)
-    failures = found.failures + too_long
-    with Rag.open(kb, grit) as rag:
-        report = rag.add(documents, truncate=truncate, progress=True)
+    with _opened(kb, grit, chunk_tokens, chunk_overlap) as rag:
+        report = rag.add(itertools.chain([first], documents), on_error=files.failed, progress=True)
         total = len(rag)
-    counts = {"added": report.added, "updated": report.updated, "skipped": report.skipped, "failed": len(failures)}
+        where = rag.base.where if "://" in kb else kb  # an address without its password
+    counts = {"added": report.added, "updated": report.updated, "skipped": report.skipped}
+    counts["failed"] = len(files.failures)
     if format is options.Report.json:
-        write(to_json({**counts, "documents": total, "failures": failures}) + "\n")
+        write(to_json({**counts, "documents": total, "failures": files.failures}) + "\n")
     else:
-        note(", ".join(f"{count} {what}" for what, count in counts.items()) + f"; {kb} holds {total} documents")
-    if found.num_empty:
-        note(f"{found.num_empty} empty files left out")
-    if failures:
-        for failure in failures:
+        note(", ".join(f"{count} {what}" for what, count in counts.items()) + f"; {where} holds {total} documents")
+    if files.num_empty:
+        note(f"{files.num_empty} empty files left out")
+    if files.failures:
+        for failure in files.failures:
             note(f"  {failure}")
-        note(f"Error: {len(failures)} of {len(failures) + len(documents)} could not be indexed; they are listed above")
+        note(f"Error: {len(files.failures)} of {sum(counts.values())} could not be indexed; they are listed above")
         raise typer.Exit(1)
 
 
-def fitting(model: GritModel, texts: Sequence[Found], truncate: bool) -> tuple[list[Document], list[str]]:
-    """The documents that the model can read, and a line for each of the others."""
-    from gritkit.rag import Document
+class _Files:
+    """The documents of files while they are read, and what went wrong on the way."""
 
-    limit = min(model.embedding_config.max_length, model.context_length)
-    documents, failures = [], []
-    for found in texts:
-        try:
-            model.tokens.to_embed([found.text], "passage", None, limit, truncate=truncate)
-            documents.append(Document(found.text, id=found.id, metadata=found.metadata))
-        except InputError as error:
-            reason = one_line(str(error)).replace("raise max_length, split the text", "split it")
-            failures.append(f"{found.id}: {as_flags(reason.removeprefix('text 0 '))}")
-    return documents, failures
+    def __init__(self, paths: list[str], jsonl_field: str, max_file_bytes: int) -> None:
+        self._paths = paths
+        self._jsonl_field = jsonl_field
+        self._max_file_bytes = max_file_bytes
+        self.failures: list[str] = []
+        self.num_empty = 0
+
+    def documents(self) -> Iterator[Document]:
+        from gritkit.rag.documents import Document
+        from gritkit.rag.sources import Failure, read_paths
+
+        for found in read_paths(
+            self._paths,
+            jsonl_field=self._jsonl_field,
+            max_file_bytes=self._max_file_bytes,
+            on_empty=self._empty,
+        ):
+            if isinstance(found, Failure):
+                self.failures.append(_as_options(str(found)))
+                continue
+            try:
+                yield Document(found.text, id=found.id, metadata=found.metadata, kind=found.kind)
+            except InputError as error:
+                self.failed(found.id, str(error))
+
+    def failed(self, id: str, reason: str) -> None:
+        """A document that the model or the knowledge base cannot take."""
+        reason = reason.removeprefix(f"document {id!r:.200} cannot be added: ")
+        self.failures.append(_as_options(f"{one_line(id)}: {reason}"))
+
+    def _empty(self, _: str) -> None:
+        self.num_empty += 1
+
+
+def _opened(kb: str, model: GritModel, chunk_tokens: int | None, chunk_overlap: int | None) -> Rag:
+    from gritkit.rag import Rag
+
+    try:
+        rag = Rag.open(kb, model, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
+    except InputError as error:
+        raise InputError(_as_options(str(error))) from None
+    made = rag.base.manifest
+    for flag, wanted, has in (
+        ("--chunk-tokens", chunk_tokens, made.chunk_tokens),
+        ("--chunk-overlap", chunk_overlap, made.chunk_overlap),
+    ):
+        if wanted not in (None, has):
+            note(f"Warning: {flag} {wanted} has no effect: this knowledge base was made with {has}")
+    return rag
+
+
+def _as_options(text: str) -> str:
+    """A message of the library in words of this command."""
+    text = as_flags(one_line(text)).replace("chunk_tokens=", "--chunk-tokens ")
+    return text.replace("chunk_overlap=", "--chunk-overlap ").replace("raise max_file_bytes", "raise --max-file-size")
 
 
 app = options.app_of(index)

@@ -247,7 +247,9 @@ def _pdf(data: bytes, max_bytes: int) -> Parsed:
             pages.append(units.decode("utf-16-le", "surrogatepass").strip())
             size += len(units)
             if size > 2 * max_bytes:
-                raise InputError(f"unpacks to more than {max_bytes / 1e6:.0f} MB of text: split it")
+                raise InputError(
+                    f"unpacks to more than {max_bytes / 1e6:g} MB of text: split it, or raise max_file_bytes"
+                )
         title = reader.metadata.title if reader.metadata else None
     text = "\n\n".join(page for page in pages if page)
     if not text.strip():
@@ -300,7 +302,7 @@ def _docx(data: bytes, max_bytes: int) -> Parsed:
         raise InputError("is no DOCX file, or is damaged: open it in Word or LibreOffice and save it again") from None
     xml = sum(size for name, size in sizes if name.lower().endswith((".xml", ".rels")))
     if xml > max_bytes or sum(size for _, size in sizes) > _MAX_GROWTH * max_bytes:
-        raise InputError(f"unpacks to more than max_file_bytes={max_bytes} allows: split it, or raise max_file_bytes")
+        raise InputError(f"unpacks to more than {max_bytes / 1e6:g} MB: split it, or raise max_file_bytes")
     document = docx.Document(io.BytesIO(data))
     names = {style.style_id: style.name or "" for style in document.styles}
     parts: list[tuple[str, bool]] = []

@@ -78,7 +78,7 @@ def _lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]
 
 
 def _too_long(max_bytes: int) -> str:
-    return f"is longer than max_file_bytes={max_bytes} allows: split it, or raise max_file_bytes"
+    return f"is longer than {max_bytes / 1e6:g} MB: split it, or raise max_file_bytes"
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

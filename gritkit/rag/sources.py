@@ -144,8 +144,8 @@ class _Reader:
         data = file.read(self._max_bytes + 1) if size <= self._max_bytes else b""
         if max(size, len(data)) > self._max_bytes:
             raise InputError(
-                f"is {max(size, len(data)) / 1e6:.1f} MB long and max_file_bytes is {self._max_bytes} "
-                f"({self._max_bytes / 1e6:g} MB): split it, or raise max_file_bytes"
+                f"is {max(size, len(data)) / 1e6:.1f} MB long and may have {self._max_bytes / 1e6:g} MB: "
+                "split it, or raise max_file_bytes"
             )
         try:
             parsed = parse(data, kind, self._max_bytes)

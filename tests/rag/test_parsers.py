@@ -147,7 +147,7 @@ def test_a_pdf_that_only_restricts_its_use_is_read() -> None:
     [
         (pdf("secret", password="key"), "is encrypted"),
         (pdf("", ""), "no text on its 2 pages"),
-        (pdf("long words " * 100), "more than 0 MB"),
+        (pdf("long words " * 100), "more than 0.001 MB"),
     ],
 )
 def test_pdfs_without_words_for_us(data: bytes, says: str) -> None:

@@ -38,7 +38,7 @@ def test_json_lines() -> None:
         (b'{"text": "caf\xe9"}', "byte 0xe9"),
         (b"[" * 5000, "cannot be read|can be read"),
         (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "can be read"),
-        (b'{"text": "' + b"a" * 20_000 + b'"}', "longer than max_file_bytes=10000"),
+        (b'{"text": "' + b"a" * 20_000 + b'"}', "longer than 0.01 MB"),
     ],
 )
 def test_a_bad_line_is_named_and_the_rest_is_read(line: bytes, says: str) -> None:
