@@ -107,6 +107,16 @@ def test_formats_of_before_and_damaged_manifests_are_refused(folder: Path, base:
         KnowledgeBase.open(folder)
 
 
+def test_one_that_was_being_made_when_its_maker_died_is_made(folder: Path) -> None:
+    KnowledgeBase.open(folder, manifest=MANIFEST).close()
+    for path in (folder / "documents_0.lance" / "_versions").iterdir():
+        path.unlink()  # LanceDB makes the folder first and its first version last
+    with KnowledgeBase.open(folder, manifest=MANIFEST) as base:
+        base.replace(*document("a", 2))
+        assert base.store.matching("chunk", 5)
+        assert base.verify().damaged == []
+
+
 def test_two_who_make_it_at_once_make_one(folder: Path) -> None:
     found: list[Any] = []
 
