@@ -29,7 +29,7 @@ class Rates:
         self._file = file
         self._lock = threading.Lock()
         self._rates: dict[str, float] = {}
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             found = json.loads(file.read_bytes())
             if isinstance(found, dict):
                 self._rates = {name: float(found[name]) for name in _LEAST if _usable(found.get(name))}
@@ -59,4 +59,4 @@ class Rates:
 
 
 def _usable(rate: object) -> bool:
-    return isinstance(rate, (int, float)) and math.isfinite(rate) and rate > 0
+    return isinstance(rate, (int, float)) and rate is not True and math.isfinite(rate) and rate > 0

@@ -13,10 +13,11 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from gritkit.errors import StoreError
+from gritkit.errors import InputError, StoreError
 from gritkit.files import home, write_atomic
-from gritkit.kv.dockv import Join
+from gritkit.kv.dockv import Join, check_join
 
 FORMAT_VERSION = 1
 _log = logging.getLogger("gritkit")
@@ -38,23 +39,33 @@ class Verdict:
 
 
 def load(fingerprint: str) -> list[Verdict]:
-    """The verdicts about a model, best way first; none where there was no gate, or its file is not readable."""
+    """The verdicts about a model, as they were saved; none where there was no gate, or its file is not readable."""
     path = home() / "gates" / f"{fingerprint}.json"
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return []
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         _log.warning("the verdicts in %s cannot be read and are not used: run gritkit kb gate again", path)
         return []
     if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
         _log.warning("the verdicts in %s are of another format and are not used: run gritkit kb gate again", path)
         return []
     try:
-        return [Verdict(**fields) for fields in found["verdicts"]]
-    except (KeyError, TypeError):
+        return [_verdict(fields) for fields in found["verdicts"]]
+    except (KeyError, TypeError, InputError):
         _log.warning("the verdicts in %s cannot be understood and are not used: run gritkit kb gate again", path)
         return []
+
+
+def _verdict(fields: Any) -> Verdict:
+    """Raises TypeError or InputError for fields that are not those of a verdict."""
+    one = Verdict(**fields)
+    texts = all(isinstance(x, str) for x in (one.reuse, one.codec, one.reason))
+    if not texts or type(one.allowed) is not bool or type(one.link_tokens) is not int or one.link_tokens < 0:
+        raise TypeError(f"not a verdict: {one}")
+    check_join(one.join)
+    return one
 
 
 def save(fingerprint: str, verdicts: Sequence[Verdict]) -> None:
