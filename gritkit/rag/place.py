@@ -163,21 +163,26 @@ class ObjectPlace:
 
     def read(self) -> Manifest | None:
         with self._errors("open"):
-            database = self._connect()
-            if self._TABLE not in database.list_tables().tables:
-                return None
-            text = database.open_table(self._TABLE).to_arrow()["manifest"][0].as_py()
+            try:
+                table = self._connect().open_table(self._TABLE)
+            except ValueError as error:
+                if "not found" not in str(error):
+                    raise
+                return None  # or left half made by somebody who was killed
+            text = table.to_arrow()["manifest"][0].as_py()
         return Manifest.from_json(text, self.name)
 
     def create(self, manifest: Manifest) -> Manifest:
+        stored = self.read()
+        if stored is not None:
+            return stored
         with self._errors("open"):
             database = self._connect()
-            others = [name for name in database.list_tables().tables if not name.startswith("documents_")]
-            if self._TABLE not in others:
-                if others:
-                    raise StoreError(f"{self.name} holds other tables and no knowledge base: name an empty place")
-                with contextlib.suppress(ValueError):  # somebody was faster
-                    database.create_table(self._TABLE, [{"manifest": manifest.to_json()}])
+            names = database.list_tables().tables
+            if any(name != self._TABLE and not name.startswith("documents_") for name in names):
+                raise StoreError(f"{self.name} holds other tables and no knowledge base: name an empty place")
+            with contextlib.suppress(ValueError):  # somebody was faster
+                database.create_table(self._TABLE, [{"manifest": manifest.to_json()}])
         stored = self.read()
         if stored is None:
             raise StoreError(f"cannot open the knowledge base {self.name}: its manifest was not written")

@@ -93,6 +93,15 @@ def test_object_storage_keeps_rows_there_and_blocks_here(objects: str, home: Pat
         assert base.stats().documents == base.stats().blocks == 1
 
 
+def test_one_that_was_being_made_when_its_maker_died_is_made(objects: str, tmp_path: Path) -> None:
+    KnowledgeBase.open(objects, manifest=MANIFEST).close()
+    for path in (tmp_path / "bucket" / "kb").glob("*.lance/_versions/*"):
+        path.unlink()
+    with KnowledgeBase.open(objects, manifest=MANIFEST) as base:
+        base.replace(*document("a"))
+        assert base.verify().damaged == []
+
+
 def test_tables_of_something_else_stay_as_they_are(objects: str) -> None:
     import lancedb
 
