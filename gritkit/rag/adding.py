@@ -143,7 +143,8 @@ def reindex(where: str | os.PathLike[str], model: GritModel, *, progress: bool =
     with KnowledgeBase.open(where) as base:
         old = base.manifest
         longest = min(old.chunk_tokens, model.embedding_config.max_length, model.context_length)
-        manifest = manifest_of(model, codec=old.codec, chunk_tokens=longest, chunk_overlap=old.chunk_overlap)
+        overlap = min(old.chunk_overlap, longest // 2)
+        manifest = manifest_of(model, codec=old.codec, chunk_tokens=longest, chunk_overlap=overlap)
         movable = model.writes and model.probe.rope is not None
         reader = Reader(model, manifest, BlockCoder(model, check_codec(old.codec)) if movable else None)
         total = base.store.size().documents

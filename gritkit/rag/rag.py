@@ -13,6 +13,7 @@ This module composes; it knows nothing about attention, file formats or database
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gritkit.embedding import num_prompt
-from gritkit.errors import InputError, UnsupportedModelError
+from gritkit.errors import InputError, StoreError, UnsupportedModelError
 from gritkit.generation.decoder import Request
 from gritkit.generation.params import SamplingParams
 from gritkit.kv.blocks import Block, BlockStore
@@ -178,7 +179,8 @@ class Rag:
             documents = [documents]
         adder = Adder(self.base, self._reader, on_error)
         try:
-            return add_documents(adder, documents, progress=progress)
+            with self._current():
+                return add_documents(adder, documents, progress=progress)
         finally:  # what was committed before an error is gone as well
             if self._cache is not None and adder.dropped:
                 self._cache.drop(adder.dropped)
@@ -240,17 +242,27 @@ class Rag:
         if not isinstance(query, str) or not query.strip():
             raise InputError(f"the query is empty or no text: {query!r:.60}")
         wanted = top_k * _CANDIDATES if rerank else top_k
-        if by == "dense":
-            found = self._nearest(query, wanted, tags)
-        elif by == "text":
-            found = self.base.store.matching(check_text(query, "query"), wanted, tags)
-        else:
-            found = self._hybrid(query, wanted, tags)
+        with self._current():
+            if by == "dense":
+                found = self._nearest(query, wanted, tags)
+            elif by == "text":
+                found = self.base.store.matching(check_text(query, "query"), wanted, tags)
+            else:
+                found = self._hybrid(query, wanted, tags)
         if not rerank or not found:
             return found
         rows = [row for row, _ in found]
         ranked = self.model.rerank(query, [row.text for row in rows], top_n=top_k, truncate=True)
         return [(rows[one.index], one.score) for one in ranked]
+
+    @contextlib.contextmanager
+    def _current(self) -> Iterator[None]:
+        """Where the store fails, say so first when it is because the knowledge base was indexed again meanwhile."""
+        try:
+            yield
+        except StoreError:
+            self.base.check_current()
+            raise
 
     def _nearest(self, query: str, top_k: int, tags: Sequence[str]) -> list[tuple[Row, float]]:
         limit = min(self.model.embedding_config.max_length, self.model.context_length)

@@ -62,7 +62,8 @@ def manifest_of(
     """What a knowledge base of this model says about itself.
 
     Raises:
-        InputError: for an unknown codec, or chunks that are longer than the model embeds or shorter than 8 tokens.
+        InputError: for an unknown codec, chunks that are longer than the model embeds or shorter than 8 tokens, or an
+            overlap of more than half of them.
     """
     limit = min(model.embedding_config.max_length, model.context_length)
     tokens = min(CHUNK_TOKENS, limit) if chunk_tokens is None else chunk_tokens
@@ -70,6 +71,8 @@ def manifest_of(
     if not isinstance(tokens, int) or not least <= tokens <= limit:
         raise InputError(f"chunk_tokens={tokens!r} must be between {least} and the {limit} tokens that are embedded")
     overlap = min(CHUNK_OVERLAP, tokens // 8) if chunk_overlap is None else chunk_overlap
+    if type(overlap) is not int or not 0 <= overlap <= tokens // 2:
+        raise InputError(f"chunk_overlap={overlap!r} must be between 0 and {tokens // 2}, half of a chunk")
     return Manifest(
         fingerprint=model.fingerprint,
         dim=model.dim,
@@ -160,7 +163,8 @@ class Reader:
 
 def with_metadata(row: Row, document: Document, digest: str) -> Row:
     """A chunk whose document has the same text and other metadata."""
-    section = json.loads(row.metadata).get(SECTION)
+    own = any(json.loads(tag)[0] == SECTION for tag in row.tags)  # then the headings were not kept
+    section = None if own else json.loads(row.metadata).get(SECTION)
     metadata = _metadata(document, [] if section is None else [section])
     return dataclasses.replace(row, metadata=metadata, tags=tags_of(document.metadata), digest=digest)
 
