@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gritkit.errors import MissingExtraError, StoreError
-from gritkit.rag.lance_index import Setting, asked, index_keys_and_words, index_vectors, read_setting
+from gritkit.rag.lance_index import Setting, asked, index_all_but_vectors, index_vectors, read_setting
 from gritkit.rag.lance_vectors import VectorCache
 from gritkit.rag.ranking import exact, ranked
 from gritkit.rag.store import Head, Row, Size, Vector, words_of
@@ -36,6 +36,7 @@ _COLUMNS = ("id", "document", "number", "count", "text", "metadata", "tags", "di
 _EXACT_BYTES = 64 << 20  # vectors up to here: one matrix product takes less time than an index (20,000 x 768)
 _MATRIX_BYTES = 512 << 20  # vectors that are held in memory while there is no index to ask
 _CACHE_BYTES = 256 << 20  # what LanceDB may keep of indices and of metadata, each; its own default is 6 GiB and 1 GiB
+_FEW = 1000  # rows that pass a filter are scored one by one up to here
 _VALUES_AT_ONCE = 1000  # a filter is parsed as text
 _ATTEMPTS = 20
 _LONGEST_WAIT_S = 1.0
@@ -150,14 +151,18 @@ class LanceStore:
         condition = _having(tags)
         with self._errors("read"):
             version, setting, in_memory = self._search_plan()
-            if setting is not None:
-                self._vectors.drop()
-                return ranked(self._proposed(query, top_k, condition, setting), query, top_k)
-            if in_memory:
+            if setting is None and in_memory:
                 snapshot = self._vectors.at(version)
                 addresses = snapshot.nearest(query, top_k, condition)
                 return ranked(_taken(snapshot.table, addresses.tolist()), query, top_k)
-            return exact(lambda limit: self._proposed(query, limit, condition, None), query, top_k)
+            if setting is not None:
+                self._vectors.drop()
+                if condition:
+                    passing = int(self._table.count_rows(condition))
+                    setting = setting.among(passing, int(self._table.count_rows())) if passing > _FEW else None
+            if setting is None:
+                return exact(lambda limit: self._proposed(query, limit, condition, None), query, top_k)
+            return ranked(self._proposed(query, top_k, condition, setting), query, top_k)
 
     def matching(self, text: str, top_k: int, tags: Sequence[str] = ()) -> list[tuple[Row, float]]:
         import lancedb.query
@@ -208,7 +213,7 @@ class LanceStore:
 
     def optimize(self) -> None:
         with self._errors("write"):
-            index_keys_and_words(self._table)
+            index_all_but_vectors(self._table)
             self._committed(self._tidy)
             if self._table.count_rows() * self._dim * 4 > self._exact_bytes:
                 index_vectors(self._table, self._committed)
@@ -221,10 +226,12 @@ class LanceStore:
 
     def _open(self, name: str) -> Any:
         def made() -> Any:
-            if name not in _names(self._database):
-                self._database.create_table(name, schema=_schema(self._dim), exist_ok=True)
-            table = self._database.open_table(name)
-            index_keys_and_words(table)
+            try:
+                table = self._database.open_table(name)
+            except _LANCE_ERRORS:
+                # not there, or a folder without a version: somebody is making it, or was killed while doing so
+                table = self._database.create_table(name, schema=_schema(self._dim), exist_ok=True)
+            index_all_but_vectors(table)
             return table
 
         return self._committed(made)

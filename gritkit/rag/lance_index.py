@@ -1,4 +1,4 @@
-"""The indices of a LanceDB table: by id, by words, and by vector with a recall that was measured.
+"""The indices of a LanceDB table: by id, by tag, by words, and by vector with a recall that was measured.
 
 The vector index divides the vectors among lists around centres, one byte a number (IVF-SQ); a search looks into the
 ``probes`` nearest lists, takes ``refine`` times what was asked for and scores those exactly. Both come from measuring
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from gritkit.rag.ranking import sample_queries, true_scores, tuned
 from gritkit.rag.store import Vector
 
-_KEYS = ("id", "document", "block_key")  # without an index on these every write reads the whole columns
+_KEYS = ("id", "document", "block_key")  # without an index on them every write would read these columns whole
 _PLACE = "gritkit:search"
 _FEWEST_ROWS = 512  # fewer give no centres worth having
 _QUERIES = 64
@@ -43,17 +43,22 @@ class Setting:
     tuned_rows: int
     """The table's size when this was measured."""
 
+    def among(self, passing: int, rows: int) -> Setting:
+        """For a filter that so many of the rows pass: the nearest of them are spread over more lists."""
+        probes = math.ceil(self.probes * rows / max(1, passing))
+        return replace(self, probes=min(probes, _partitions(self.rows)))
 
-def index_keys_and_words(table: Any) -> None:
+
+def index_all_but_vectors(table: Any) -> None:
     """Indices on an empty table; what is written later joins them when the table is optimized, and is found before."""
-    from lancedb.index import FTS, BTree
+    from lancedb.index import FTS, BTree, LabelList
 
-    there = {tuple(index.columns) for index in table.list_indices()}
-    for name in _KEYS:
-        if (name,) not in there:
-            table.create_index(name, config=BTree())
-    if ("text",) not in there:
-        table.create_index("text", config=FTS(stem=False, remove_stop_words=False))
+    wanted: dict[str, Any] = {name: BTree() for name in _KEYS}
+    wanted |= {"tags": LabelList(), "text": FTS(stem=False, remove_stop_words=False)}
+    there = {name for index in table.list_indices() for name in index.columns}
+    for name, config in wanted.items():
+        if name not in there:
+            table.create_index(name, config=config)
 
 
 def read_setting(table: Any) -> Setting | None:
@@ -73,11 +78,10 @@ def index_vectors(table: Any, commit: Callable[[Callable[[], object]], object]) 
     if old is None or rows > 2 * old.rows:
         from lancedb.index import IvfSq
 
-        partitions = min(4096, max(1, round(math.sqrt(rows))))
-        config = IvfSq(distance_type="dot", num_partitions=partitions)
+        config = IvfSq(distance_type="dot", num_partitions=_partitions(rows))
         commit(lambda: table.create_index("vector", config=config, replace=True))
         built = rows
-    most = max(1, round(math.sqrt(built)))
+    most = _partitions(built)
     ladder = list(dict.fromkeys((min(probes, most), refine) for probes, refine in _LADDER))
     queries = sample_queries(_sample(table, rows))
     true = true_scores(_batches(table), queries)
@@ -86,6 +90,10 @@ def index_vectors(table: Any, commit: Callable[[Callable[[], object]], object]) 
     setting = Setting(probes, refine, round(reached, 4), built, rows)
     update = {"path": "vector", "metadata": {_PLACE: json.dumps(asdict(setting))}}
     commit(lambda: table.update_field_metadata(update))
+
+
+def _partitions(rows: int) -> int:
+    return min(4096, max(1, round(math.sqrt(rows))))
 
 
 def asked(query: Any, probes: int, refine: int) -> Any:

@@ -100,7 +100,7 @@ def _snapshot(table: Any, version: int, dim: int, older: Snapshot | None) -> Sna
     addresses_N = np.sort(rows).astype(np.uint64)
     matrix_ND = np.empty((len(addresses_N), dim), np.float32)
     known_N = np.zeros(len(addresses_N), bool)
-    if older is not None:
+    if older is not None and len(addresses_N):
         known_N = np.isin(addresses_N, older.addresses_N, assume_unique=True)
         if known_N.mean() > 0.5:
             matrix_ND[known_N] = older.matrix_ND[np.searchsorted(older.addresses_N, addresses_N[known_N])]

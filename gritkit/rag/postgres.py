@@ -18,7 +18,7 @@ import numpy as np
 
 from gritkit.errors import InputError, StoreError
 from gritkit.rag import postgres_words
-from gritkit.rag.postgres_connection import Connection, Names, Run
+from gritkit.rag.postgres_connection import SCHEMA, Connection, Names, Run
 from gritkit.rag.ranking import TOP_K, exact, ranked, sample_queries, tuned
 from gritkit.rag.store import Head, Row, Size, Vector
 
@@ -60,10 +60,9 @@ class PostgresStore:
     """A :class:`gritkit.rag.store.DocumentStore` in a PostgreSQL database with the extension pgvector.
 
     Args:
-        url: ``postgresql://user:password@host/database``; a fragment (``#handbook``) names the schema of this knowledge
-            base, so that several share a database. Without one it is ``gritkit``.
+        url: ``postgresql://user:password@host/database``; the tables are in its schema ``gritkit``.
         dim: Length of the vectors.
-        generation: Which of the tables in that schema; re-indexing fills the next one beside the one in use.
+        generation: Which of the tables there; re-indexing fills the next one beside the one in use.
         exact_bytes: From this many bytes of vectors on, :meth:`optimize` builds an index for them.
 
     Raises:
@@ -75,8 +74,8 @@ class PostgresStore:
         self._exact_bytes = exact_bytes
         self._server = Connection(url)
         self._names = {
-            "table": (self._server.schema, f"chunks_{generation}"),
-            "hnsw": (self._server.schema, f"chunks_{generation}_hnsw"),
+            "table": (SCHEMA, f"chunks_{generation}"),
+            "hnsw": (SCHEMA, f"chunks_{generation}_hnsw"),
         }
         found = self._call("open", lambda run: self._make(run, f"chunks_{generation}"))
         if found != dim:
@@ -92,7 +91,7 @@ class PostgresStore:
         server = Connection(url)
         query = "SELECT tablename FROM pg_tables WHERE schemaname = %s AND tablename ~ '^chunks_[0-9]+$'"
         try:
-            rows = server.call("read", lambda run: run(query, (server.schema,)).fetchall())
+            rows = server.call("read", lambda run: run(query, (SCHEMA,)).fetchall())
         finally:
             server.close()
         return sorted(int(name.removeprefix("chunks_")) for (name,) in rows)
@@ -102,7 +101,7 @@ class PostgresStore:
         """Delete a table; one that does not exist is passed over."""
         server = Connection(url)
         try:
-            names = {"table": (server.schema, f"chunks_{generation}")}
+            names = {"table": (SCHEMA, f"chunks_{generation}")}
             server.call("write", lambda run: run("DROP TABLE IF EXISTS {table}", names=names))
         finally:
             server.close()
@@ -198,7 +197,7 @@ class PostgresStore:
             return
         self._call("write", lambda run: self._build(run, rows))
         ef, recall = self._call("read", self._measured)
-        comment = json.dumps(asdict(_Setting(ef, round(recall, 4), rows)))
+        comment = json.dumps(asdict(_Setting(ef, round(recall, 4), rows))).replace("{", "{{").replace("}", "}}")
         self._call("write", lambda run: run(f"COMMENT ON INDEX {{hnsw}} IS '{comment}'"))
 
     def close(self) -> None:
@@ -209,7 +208,7 @@ class PostgresStore:
     def _make(self, run: Run, table: str) -> int:
         run("SELECT pg_advisory_xact_lock(hashtext(%s))", (".".join(self._names["table"]),))  # IF NOT EXISTS can race
         if run("SELECT to_regclass(%s)", (run.text("{table}"),)).fetchone()[0] is None:
-            run("CREATE SCHEMA IF NOT EXISTS {schema}", names={"schema": (self._server.schema,)})
+            run("CREATE SCHEMA IF NOT EXISTS {schema}", names={"schema": (SCHEMA,)})
             indices: Names = {name: (f"{table}_{name}",) for name in ("words", "tags", "keys")}
             run(_TABLE_SQL.replace("{dim}", str(self._dim)), names=indices)
         query = "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'vector'"
@@ -288,7 +287,8 @@ def _row(found: Sequence[Any]) -> Row:
 
 
 def _vector(found: Any) -> Vector:
-    return np.asarray(found.to_numpy(), dtype=np.float32)
+    # pgvector before 0.5 makes arrays itself
+    return np.asarray(found.to_numpy() if hasattr(found, "to_numpy") else found, dtype=np.float32)
 
 
 def _fields(row: Row) -> list[Any]:

@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
-from urllib.parse import unquote, urldefrag
 
 from gritkit.errors import MissingExtraError, StoreError
 
 T = TypeVar("T")
 Names = Mapping[str, Sequence[str]]
 
-_SCHEMA = "gritkit"
+SCHEMA = "gritkit"
+"""Holds a knowledge base: one in each database."""
 _ATTEMPTS = 20
 _LONGEST_WAIT_S = 1.0
 
@@ -57,7 +57,7 @@ class Run:
 
 
 class Connection:
-    """A database by its URL, whose fragment names a schema. Safe to use from several threads, one after the other.
+    """A database by its URL. Safe to use from several threads, one after the other.
 
     Raises:
         MissingExtraError: without the packages psycopg and pgvector. StoreError: for an address that is none, or from
@@ -72,8 +72,7 @@ class Connection:
                 raise MissingExtraError(package, "postgres") from None
         from psycopg.conninfo import conninfo_to_dict
 
-        self._address, fragment = urldefrag(url)
-        self.schema = unquote(fragment) or _SCHEMA
+        self._address = url
         try:
             parts = conninfo_to_dict(self._address)
         except Exception:  # its message quotes the address, password and all
@@ -81,7 +80,7 @@ class Connection:
                 "the address of the PostgreSQL server cannot be read: write postgresql://user:password@host/database"
             ) from None
         self._password = str(parts.get("password") or "")
-        self._shown = f"{parts.get('host') or 'localhost'}/{parts.get('dbname') or ''}#{self.schema}"
+        self._shown = f"{parts.get('host') or 'localhost'}/{parts.get('dbname') or ''}"
         self._lock = threading.RLock()
         self._open: Any = None
         self._closed = False
@@ -124,13 +123,15 @@ class Connection:
             with self._errors(verb):
                 connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 cursor = connection.cursor("gritkit_scan", binary=True)
-                cursor.execute(Run(connection, names)._sql(query, None))
-            while True:
+            with cursor:
                 with self._errors(verb):
-                    rows = cursor.fetchmany(batch_size)
-                if not rows:
-                    return
-                yield from rows
+                    cursor.execute(Run(connection, names)._sql(query, None))
+                while True:
+                    with self._errors(verb):
+                        rows = cursor.fetchmany(batch_size)
+                    if not rows:
+                        return
+                    yield from rows
         finally:
             connection.close()
 
