@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -269,11 +269,18 @@ class LanceStore:
 
     def _tidy(self) -> None:
         """Compact, extend the indices, and delete what no reader of the last minutes can need."""
-        now = time.time()
-        for tag in self._table.tags.list():
-            if tag.startswith(_SCAN) and now - float(tag.split("-")[1]) > _SCAN_KEPT_S:
+        now = datetime.now()
+        tags: dict[str, Any] = self._table.tags.list()
+        for tag in [tag for tag in tags if tag.startswith(_SCAN)]:
+            if now.timestamp() - float(tag.split("-")[1]) > _SCAN_KEPT_S:
                 self._table.tags.delete(tag)
-        self._table.optimize(cleanup_older_than=_KEPT)
+                del tags[tag]
+        kept = _KEPT
+        if tags:  # LanceDB refuses to clean where it would meet one
+            held = {tag["version"] for tag in tags.values()}
+            made = [one["timestamp"] for one in self._table.list_versions() if one["version"] in held]
+            kept = max([kept, *(now - one.replace(tzinfo=None) + timedelta(minutes=1) for one in made)])
+        self._table.optimize(cleanup_older_than=kept)
 
     def _tagged(self, moment: Any, tag: str) -> bool:
         """Keep a version from being deleted while it is read; a place that cannot be written to is read as it is."""

@@ -173,8 +173,7 @@ class Connection:
             yield
         except (Error, OSError, UnicodeError) as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            if self._password:
-                line = line.replace(self._password, "***")
             if "extension" in line and "vector" in line:
                 line += ": install pgvector on the server, and let a superuser run CREATE EXTENSION vector"
-            raise StoreError(f"cannot {verb} {self}: {line:.300}") from None
+            message = f"cannot {verb} {self}: {line:.300}"
+            raise StoreError(message.replace(self._password, "***") if self._password else message) from None
