@@ -19,7 +19,6 @@ from gritkit.embedding import batch_plan
 from gritkit.plan import Plan
 from gritkit.tokens import sequence
 from gritkit.train import figures as figures_module
-from gritkit.train import figures
 from gritkit.train.figures import Figures, GradientHalves, ModelSize, matmul_rate, step_flops
 from gritkit.train.step import StepLosses
 from gritkit.train.weights import size_of
@@ -227,7 +226,7 @@ def test_a_half_without_gradients_pulls_nowhere() -> None:
 
 def test_a_machine_that_is_busy_still_has_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time for measuring may be over before the first product: a rate of 0 would be divided by."""
-    monkeypatch.setattr(figures, "_MEASURED_S", -1.0)
+    monkeypatch.setattr(figures_module, "_MEASURED_S", -1.0)
     assert matmul_rate(torch.device("cpu"), torch.float32) > 0
 
 
