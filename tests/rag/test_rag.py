@@ -244,6 +244,57 @@ def test_an_instruction_is_for_queries(folder: Path) -> None:
         Rag.open(folder, grit_model("llama", prompt_format="e5"), instruction="Find the text")
 
 
+@pytest.fixture(scope="module")
+def library(model: GritModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rag]:
+    """Forty documents; words and vectors rank them differently. For tests that only look."""
+    with Rag.open(tmp_path_factory.mktemp("library") / "kb", model) as rag:
+        texts = [f"{text} {'fox ' * (i % 3)}{i}" for i in range(8) for text in TEXTS]
+        rag.add([Document(text, id=str(i), metadata={"mod": i % 4}) for i, text in enumerate(texts)])
+        yield rag
+
+
+def test_text_search_finds_words(library: Rag) -> None:
+    hits = library.search("foxes and a fox", top_k=100, by="text")
+    assert hits
+    assert all({"fox", "and", "a"} & set(hit.text.split()) for hit in hits)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert library.search("zebra", by="text") == []
+    for hostile in ("fox AND (", '"fox', "text:fox", "fox*", "NOT fox", "fox~2"):
+        library.search(hostile, by="text")
+        library.search(hostile, by="hybrid")
+    assert {hit.metadata["mod"] for hit in library.search("fox", by="text", where={"mod": 2})} == {2}
+
+
+@pytest.mark.parametrize("where", [None, {"mod": 1}])
+def test_hybrid_search_fuses_both_by_rank(library: Rag, where: dict[str, Any] | None) -> None:
+    both = [library.search("the lazy fox", top_k=20, where=where, by=by) for by in ("dense", "text")]
+    scores: dict[str, float] = {}
+    for ranking in both:
+        for rank, hit in enumerate(ranking, 1):
+            scores[hit.id] = scores.get(hit.id, 0.0) + 1 / (60 + rank)
+    hits = library.search("the lazy fox", top_k=5, where=where, by="hybrid")
+    assert [hit.score for hit in hits] == pytest.approx(sorted(scores.values(), reverse=True)[:5])
+    assert all(scores[hit.id] == pytest.approx(hit.score) for hit in hits)
+    assert [hit.id for hit in hits] != [hit.id for hit in both[0][:5]]
+
+
+@pytest.mark.parametrize("by", ["dense", "text", "hybrid"])
+def test_reranking_is_by_the_likelihood_of_the_query(library: Rag, model: GritModel, by: Any) -> None:
+    candidates = library.search("the lazy fox", top_k=12, by=by)
+    scores = model.score("the lazy fox", [hit.text for hit in candidates])
+    hits = library.search("the lazy fox", top_k=3, by=by, rerank=True)
+    order = sorted(range(12), key=lambda i: -scores[i])
+    assert [hit.id for hit in hits] == [candidates[i].id for i in order[:3]]
+    assert [hit.score for hit in hits] == pytest.approx([scores[i] for i in order[:3]])
+    assert library.search("zebra", by="text", rerank=True) == []
+
+
+def test_answers_read_what_their_search_found(library: Rag) -> None:
+    for options in ({"by": "text"}, {"by": "hybrid"}, {"rerank": True}, {"by": "hybrid", "where": {"mod": 3}}):
+        answer = library.ask("the lazy fox?", max_new_tokens=1, **options)
+        assert answer.sources == library.search("the lazy fox?", top_k=3, **options)  # type: ignore[arg-type]
+
+
 def test_a_search_that_makes_no_sense_is_refused(rag: Rag) -> None:
     rag.add("text")
     with pytest.raises(InputError, match="id"):
