@@ -144,6 +144,8 @@ class _Page:
         self._breaks = 0
         self._space = False
         self._cells = 0
+        self._mark = ""
+        """What stands before the next words: of a heading, or an item of a list; nothing where there are none."""
 
     def text(self, body: LexborNode) -> str:
         node: LexborNode | None = body
@@ -179,13 +181,12 @@ class _Page:
             while fence in code:
                 fence += "`"
             if code.strip():
+                self._mark = ""
                 self._raw(f"{fence}\n{code}\n{fence}")
             self._break(2)
             return None
-        if tag in _HEADINGS:
-            self._raw(_HEADINGS[tag])
-        elif tag == "li":
-            self._raw("- ")
+        if tag in _HEADINGS or tag == "li":
+            self._mark = _HEADINGS.get(tag, "- ")
         elif tag == "tr":
             self._cells = 0
         elif tag in ("td", "th"):
@@ -198,6 +199,8 @@ class _Page:
         return child
 
     def _leave(self, tag: str | None) -> None:
+        if tag in _HEADINGS or tag == "li":
+            self._mark = ""
         if tag in _PARTS:
             self._break(2)
         elif tag in _LINES:
@@ -209,8 +212,8 @@ class _Page:
     def _raw(self, text: str) -> None:
         if self._breaks and self._out:
             self._out.append("\n" * self._breaks)
-        self._breaks, self._space = 0, False
-        self._out.append(text)
+        self._out.append(self._mark + text)
+        self._breaks, self._space, self._mark = 0, False, ""
 
     def _write(self, text: str) -> None:
         """White space of the source is a space; none at the beginning of a line."""

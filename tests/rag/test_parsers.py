@@ -55,7 +55,7 @@ PAGE = """<!DOCTYPE html><html><head><title> The
 <h1>Beavers &amp; <em>dams</em></h1>
 <p>They   build
 <b>dams</b>, <a>and</a>lodges.<br>Every night.</p>
-<ul><li>logs<li>mud</ul>
+<ul><li>logs<li><a></a><li><p>mud</ul><h3> </h3>
 <h2>Code</h2><pre>
 if x:
     # no heading
@@ -69,7 +69,7 @@ def test_a_page_is_its_text_with_its_structure() -> None:
     page = parse(PAGE.encode(), "html", LIMIT)
     assert page.metadata == {"title": "The dam"}
     assert page.text == (
-        "# Beavers & dams\n\nThey build dams, andlodges.\nEvery night.\n\n- logs\n- mud\n\n## Code\n\n"
+        "# Beavers & dams\n\nThey build dams, andlodges.\nEvery night.\n\n- logs\n\n- mud\n\n## Code\n\n"
         "```\nif x:\n    # no heading\n```\n\nname | size\ndam | 5 m\n\none\n\ntwo\n\nlast"
     )
     borders = Borders(page.text, "html")
