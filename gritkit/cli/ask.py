@@ -6,6 +6,7 @@ This module knows nothing about retrieval or caches; ``gritkit.rag`` does.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,6 @@ from gritkit.cli.loading import open_model
 from gritkit.cli.output import note, to_json, write
 from gritkit.cli.wording import one_line
 from gritkit.errors import InputError, StoreError
-from gritkit.files import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,23 +27,78 @@ if TYPE_CHECKING:
 
 
 class Reuse(str, Enum):
-    """Of the key-values that were stored when the documents were indexed."""
+    """How an answer comes by the key-values that were stored when its documents were indexed."""
 
     auto = "auto"
+    prefix = "prefix"
     cached = "cached"
+    linked = "linked"
     off = "off"
+    query = "query"
+    query_doc = "query_doc"
+    doc_query = "doc_query"
+
+
+class Join(str, Enum):
+    """What every document but the first leaves out."""
+
+    no_bos = "no-bos"
+    text = "text"
+    whole = "whole"
+
+
+class Search(str, Enum):
+    """What documents are found by."""
+
+    dense = "dense"
+    text = "text"
+    hybrid = "hybrid"
 
 
 def ask(
-    kb: Annotated[str, typer.Argument(metavar="KB", help="Folder of the knowledge base.")],
+    kb: Annotated[
+        str,
+        typer.Argument(metavar="KB", help="Folder of the knowledge base, or its s3://, gs://, az:// or postgresql://."),
+    ],
     question: Annotated[
         str | None, typer.Argument(metavar="[QUESTION]", help="What to answer; '-' or none reads stdin.")
     ] = None,
     model: options.Model = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many documents to answer from.")] = 3,
+    search: Annotated[
+        Search, typer.Option("--search", help="Find them by vectors (dense), by words (text), or by both (hybrid).")
+    ] = Search.dense,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="Find four times as many and keep those that make the question likeliest.")
+    ] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="KEY=VALUE",
+            help="Only documents with this metadata; VALUE is JSON, or else text; may be given again.",
+        ),
+    ] = None,
     reuse: Annotated[
-        Reuse, typer.Option("--reuse", help="Start from stored key-values (cached) or read again (off).")
+        Reuse,
+        typer.Option(
+            "--reuse",
+            help="Start from key-values of this beginning of the prompt (prefix), of each document (cached), the same "
+            "with the first tokens of each computed again (linked), or read everything (off). auto decides; query, "
+            "query_doc and doc_query are those of the GRIT paper.",
+        ),
     ] = Reuse.auto,
+    join: Annotated[
+        Join | None,
+        typer.Option(
+            "--join",
+            help="What all documents but the first leave out: their beginning of text (no-bos), their whole prompt "
+            "(text), nothing (whole); by default as the gate found best.",
+        ),
+    ] = None,
+    link_tokens: Annotated[
+        int | None, typer.Option("--link-tokens", min=1, help="How many tokens of each linked computes again.")
+    ] = None,
     format: Annotated[options.Report, typer.Option("--format", help="What to write.")] = options.Report.text,
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: options.Temperature = 0.0,
@@ -61,6 +116,9 @@ def ask(
 
     With --format json everything goes to stdout as one object.
     """
+    if link_tokens is not None and reuse is not Reuse.linked:
+        raise typer.BadParameter("--link-tokens goes with --reuse linked alone")
+    conditions = _conditions(where or [])
     text = _question(question)
     _refuse_new(kb)
     grit = open_model(
@@ -72,7 +130,12 @@ def ask(
         events = rag.stream(
             text,
             top_k=top_k,
+            where=conditions,
+            by=search.value,
+            rerank=rerank,
             reuse=reuse.value,
+            join=None if join is None else join.value,
+            link_tokens=link_tokens,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -114,8 +177,8 @@ def _timings(answer: Answer) -> str:
     times = "  ".join(f"{name.replace('_', ' ')} {value * 1000:.0f} ms" for name, value in _seconds(answer.timings))
     usage = answer.usage
     return (
-        f"reuse {answer.reuse}: {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens were not computed again; "
-        f"{usage.completion_tokens} generated\n{times}"
+        f"reuse {answer.reuse} ({answer.reason}): {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens were "
+        f"not computed again; {usage.completion_tokens} generated\n{times}"
     )
 
 
@@ -134,12 +197,28 @@ def _question(given: str | None) -> str:
     return text
 
 
+def _conditions(given: list[str]) -> dict[str, Any] | None:
+    """What metadata must have: each VALUE as JSON (2020, true, null, "2020"), or as the text that it is."""
+    conditions: dict[str, Any] = {}
+    for one in given:
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--where {one!r:.60} is not KEY=VALUE")
+        try:
+            conditions[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            conditions[key] = value
+    return conditions or None
+
+
 def _refuse_new(kb: str) -> None:
     """A knowledge base is made by indexing; a mistyped name must not make an empty one."""
-    from gritkit.rag.manifest import FILE_NAME
+    from gritkit.rag.place import place_of
 
-    if "://" not in kb and not (resolve(kb) / FILE_NAME).is_file():
-        raise StoreError(f"no knowledge base at {kb}: make one with 'gritkit index {kb} PATHS...'")
+    place = place_of(kb)
+    if place.read() is None:
+        name = place.name if "://" in kb else kb
+        raise StoreError(f"no knowledge base at {name}: make one with 'gritkit index {name} PATHS...'")
 
 
 app = options.app_of(ask)

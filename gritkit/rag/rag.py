@@ -51,6 +51,7 @@ from gritkit.rag.base import KnowledgeBase, Stats, VerifyReport
 from gritkit.rag.cache import DocumentCache
 from gritkit.rag.coding import BlockCoder
 from gritkit.rag.documents import AddReport, Answer, Document, Hit, RagEvent, Search, tags_to_find
+from gritkit.rag.place import place_of
 from gritkit.rag.rates import Rates
 from gritkit.rag.reader import Reader, manifest_of
 from gritkit.rag.store import Row
@@ -108,7 +109,7 @@ class Rag:
         model: GritModel,
         *,
         instruction: str | None = None,
-        codec: str = DEFAULT_CODEC,
+        codec: str | None = None,
         chunk_tokens: int | None = None,
         chunk_overlap: int | None = None,
         tenant: str = "",
@@ -117,8 +118,8 @@ class Rag:
         """The knowledge base of a folder, an object-storage URI or a ``postgresql://`` address; made if there is none.
 
         ``instruction`` is what queries are embedded with, for checkpoints that were trained so; documents get none.
-        ``chunk_tokens`` and ``chunk_overlap`` count when it is made. Key-values of one ``tenant`` are out of another's
-        reach.
+        ``codec`` (int8 by default), ``chunk_tokens`` and ``chunk_overlap`` count when it is made. Key-values of one
+        ``tenant`` are out of another's reach.
 
         Raises:
             InputError: for an instruction that the model's prompt format has no place for, or an unknown codec.
@@ -126,11 +127,14 @@ class Rag:
             MissingExtraError: without the packages of ``gritkit[rag]``.
         """
         model.tokens.format.embed_prefix("query", instruction)
-        budget = budget or Budget()
+        salt, budget = check_text(tenant, "tenant"), budget or Budget()
+        if codec is None:
+            stored = place_of(folder_or_url).read()
+            codec = DEFAULT_CODEC if stored is None else stored.codec
         manifest = manifest_of(model, codec=codec, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
         base = KnowledgeBase.open(folder_or_url, manifest=manifest)
         base.blocks.max_bytes = _free_half(base.blocks) if budget.disk is None else budget.disk
-        return cls(model, base, instruction=instruction, salt=check_text(tenant, "tenant"), budget=budget)
+        return cls(model, base, instruction=instruction, salt=salt, budget=budget)
 
     def __enter__(self) -> Rag:
         return self

@@ -322,6 +322,17 @@ def test_a_reopened_knowledge_base_is_the_same(folder: Path, model: GritModel) -
         assert (later.text, later.sources, later.recomputed) == (answer.text, answer.sources, 0)
 
 
+def test_the_codec_is_the_one_it_was_made_with(folder: Path, model: GritModel) -> None:
+    Rag.open(folder, model, codec="bf16").close()
+    with Rag.open(folder, model) as rag:
+        assert rag.base.manifest.codec == "bf16"
+    with Rag.open(folder.with_name("new"), model) as rag:
+        assert rag.base.manifest.codec == "int8"
+    with pytest.raises(InputError, match="codec='zip' is not one of"):
+        Rag.open(folder.with_name("none"), model, codec="zip")
+    assert not folder.with_name("none").exists()
+
+
 def test_two_open_at_once_see_each_other(folder: Path, model: GritModel) -> None:
     with Rag.open(folder, model) as one, Rag.open(folder, model) as two:
         one.add("from one")
@@ -339,6 +350,8 @@ def test_another_model_is_refused(folder: Path, model: GritModel) -> None:
         with pytest.raises(StoreError, match=r"another model .*gritkit kb reindex"):
             Rag.open(folder, other)
     assert (folder / FILE_NAME).read_bytes() == before
+    with pytest.raises(StoreError, match="another codec"):
+        Rag.open(folder, model, codec="exact")
     Rag.open(folder, grit_model("llama", max_length=99)).close()  # no vector of a stored document depends on it
 
 
