@@ -58,6 +58,22 @@ def bench_embed(
     publish(report, "bench embed", results)
 
 
+@bench.command("search")
+def bench_search(
+    num: Annotated[int, typer.Option(help="How many chunks.", min=100, max=10_000_000)] = 100_000,
+    dim: Annotated[int, typer.Option(help="Numbers of a vector.", min=2, max=16_000)] = 384,
+    seed: Annotated[int, typer.Option(help="What the chunks and the queries follow from.", min=0)] = 0,
+    results: Annotated[Path | None, typer.Option(help="Markdown file whose section is replaced.")] = None,
+) -> None:
+    """Fill and search the stores: index rate, memory, disk, latencies, recall of the index; LanceDB and PostgreSQL."""
+    from gritkit_eval.bench.report import publish
+    from gritkit_eval.bench.search import TITLE, run
+
+    report = run(num=num, dim=dim, seed=seed)
+    typer.echo(report)
+    publish(report, TITLE, results)
+
+
 @bench.command("train")
 def bench_train(
     data: Annotated[

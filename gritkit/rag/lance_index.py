@@ -27,7 +27,7 @@ from gritkit.rag.store import Vector
 _KEYS = ("id", "document", "block_key")  # without an index on them every write would read these columns whole
 _PLACE = "gritkit:search"
 _FEWEST_ROWS = 512  # fewer give no centres worth having
-_QUERIES = 64
+_QUERIES = 128
 _LADDER = ((4, 2), (8, 2), (16, 2), (32, 2), (32, 4), (64, 4), (128, 8), (256, 8))
 
 

@@ -31,7 +31,7 @@ _EXACT_BYTES = 16 << 20  # a server reads its pages one by one: from here on an 
 _DIM_OF_VECTOR = 2000  # pgvector's HNSW takes so many numbers in single precision,
 _DIM_OF_HALFVEC = 4000  # so many in half precision, and no more: longer vectors are searched exactly
 _LADDER = (40, 80, 160, 320, 640, 1000)  # of ef_search
-_QUERIES = 64
+_QUERIES = 128
 _MOST_MEMORY = 1 << 30  # for building an index
 
 _TABLE_SQL = """
