@@ -41,7 +41,7 @@ def test_index_then_ask(run: Run, docs: Path) -> None:
     assert "docs/fox.md" in streamed.stderr
     assert "first token" in streamed.stderr
     piped = run("ask", "kb", "--max-new-tokens", "6", "-k", "1", "--reuse", "off", stdin=QUESTION.encode())
-    assert "reuse off: 0 of" in piped.stderr
+    assert "reuse off (asked for): 0 of" in piped.stderr
     assert "[1]" in piped.stderr
     assert "[2]" not in piped.stderr
 
@@ -120,7 +120,7 @@ def test_an_interrupted_run_goes_on(run: Run, docs: Path, monkeypatch: pytest.Mo
         (["index", "docs", "docs"], 1, "holds no knowledge base"),
         (["ask", "kb", "q"], 1, "gritkit index kb"),
         (["ask", "kb", "-"], 1, "no question"),
-        (["ask", "kb", "q", "--reuse", "linked"], 2, "linked"),
+        (["ask", "kb", "q", "--reuse", "magic"], 2, "magic"),
         (["ask", "kb", "q", "--top-k", "0"], 2, "--top-k"),
     ],
 )
