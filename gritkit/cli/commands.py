@@ -31,7 +31,7 @@ OWN = {
     "embed": "Turn texts into vectors.",
     "index": "Read files into a knowledge base.",
     "ask": "Answer a question from a knowledge base.",
-    "kb": "Look after knowledge bases: stats, verify, gc, compact, export, import.",
+    "kb": "Look after knowledge bases: stats, verify, gate ...",
     "rerank": "Order documents by how well they answer a query.",
     "train": "Run a training recipe.",
     "info": "Say what a model is and how it is set up.",

@@ -1,6 +1,6 @@
 """``gritkit kb``: look at knowledge bases, check them, clean them up, and carry them elsewhere.
 
-None of these commands needs the model. This module knows nothing about how any of it is done.
+Only the commands of ``kb_model`` need the model. This module knows nothing about how any of it is done.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gritkit.cli import options
+from gritkit.cli import kb_model, options
 from gritkit.cli.output import note, to_json, write
 
 if TYPE_CHECKING:
@@ -112,6 +112,10 @@ def import_(
     with KnowledgeBase.import_(file, kb) as base:
         size = base.store.size()
     note(f"{kb} holds {size.documents} documents, {size.chunks} chunks")
+
+
+app.command()(kb_model.gate)
+app.command()(kb_model.reindex)
 
 
 def _opened(kb: str) -> KnowledgeBase:

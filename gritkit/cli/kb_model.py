@@ -28,7 +28,8 @@ Base = Annotated[str, typer.Argument(metavar="KB", help="Folder of the knowledge
 def gate(
     kb: Base,
     questions: Annotated[
-        str, typer.Argument(metavar="QUESTIONS", help='JSON Lines of {"question": ..., "answer": ...}, .gz or .zst too.')
+        str,
+        typer.Argument(metavar="QUESTIONS", help='JSON Lines of {"question": ..., "answer": ...}, .gz or .zst too.'),
     ],
     model: options.Model = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Chunks that an answer reads.")] = 3,
@@ -43,8 +44,12 @@ def gate(
     max_new_tokens: options.MaxNewTokens = 32,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first questions.")] = None,
     lost_f1: Annotated[float, typer.Option("--lost-f1", min=0, help="F1 that a way may lose to full prefill.")] = 0.02,
-    kl: Annotated[float, typer.Option("--kl", min=0, help="KL from full prefill that is tolerated, nats a token.")] = 0.2,
-    format: Annotated[options.Report, typer.Option("--format", help="A table, or one JSON object.")] = options.Report.text,
+    kl: Annotated[
+        float, typer.Option("--kl", min=0, help="KL from full prefill that is tolerated, nats a token.")
+    ] = 0.2,
+    format: Annotated[
+        options.Report, typer.Option("--format", help="A table, or one JSON object.")
+    ] = options.Report.text,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     prompt_format: options.PromptFormat = None,
@@ -88,7 +93,7 @@ def gate(
     note(
         f"{len(allowed)} of {len(judged)} ways are on by default for this model with {codec}"
         if allowed
-        else f"no way of reuse is within the tolerance: --reuse auto reads documents in full for this model with {codec}"
+        else f"no way is within the tolerance: --reuse auto reads documents in full for this model with {codec}"
     )
 
 
@@ -100,7 +105,10 @@ def reindex(
     prompt_format: options.PromptFormat = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Read everything again with another model. Until it is done, what there is stays in use; then it changes at once."""
+    """Read everything again with another model.
+
+    Until that is done, what there is stays in use; then it changes at once. Chunks stay as they were cut.
+    """
     grit = open_model(
         model, device=device, dtype=dtype, prompt_format=prompt_format, trust_remote_code=trust_remote_code
     )
@@ -131,7 +139,9 @@ def _table(measured: Sequence[Measured], judged: Sequence[Verdict]) -> str:
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows)
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
+    )
 
 
 def _plain(items: Sequence[Any]) -> list[dict[str, Any]]:

@@ -63,7 +63,12 @@ def join_of(asked: Join | None, verdicts: Sequence[Verdict], codec: str) -> Join
     if asked is not None:
         return asked
     allowed = [one for one in verdicts if one.codec == codec and one.allowed]
-    return min(allowed, key=lambda one: one.link_tokens).join if allowed else "no-bos"
+    return min(allowed, key=_price).join if allowed else "no-bos"
+
+
+def _price(verdict: Verdict) -> tuple[int, float]:
+    """Tokens computed again first, then what is lost."""
+    return verdict.link_tokens, verdict.figures.get("kl", 0.0)
 
 
 def choose(
@@ -72,7 +77,7 @@ def choose(
     """The way for one request; ``link_tokens`` None leaves them to the gate's verdict, else the default."""
     about = sorted(
         (one for one in verdicts if one.codec == codec and one.join == join),
-        key=lambda one: (not one.allowed, one.link_tokens),
+        key=lambda one: (not one.allowed, *_price(one)),
     )
     if asked != "auto":
         reuse: Reuse = asked  # type: ignore[assignment]  # checked by check_reuse

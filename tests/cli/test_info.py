@@ -9,7 +9,7 @@ import pytest
 from gritkit.cli.info import describe, kv_bytes_per_token
 from gritkit.model import GritModel
 from tests.cli.conftest import Result
-from tests.models import ARCHITECTURES, MOVABLE, shared_model
+from tests.models import ARCHITECTURES, MOVABLE, WINDOWED, shared_model
 
 Run = Callable[..., Result]
 
@@ -41,4 +41,7 @@ def test_bytes_of_key_values_are_those_measured(name: str) -> None:
     assert (facts["not_movable_because"] is None) == (name in MOVABLE)
     if name in MOVABLE:
         _, (document,) = model.read(["some words"])
-        assert kv_bytes_per_token(model.config.get_text_config(), 4) == document.num_bytes / len(document)
+        full = kv_bytes_per_token(model.config.get_text_config(), 4)
+        kept = sum(keys.shape[1] for keys in document.keys) / (len(document) * document.num_layers)
+        assert document.num_bytes / len(document) == pytest.approx(full * kept)
+        assert (kept < 1) == (name in WINDOWED)  # sliding-window layers keep the last tokens alone
