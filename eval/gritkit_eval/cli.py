@@ -110,6 +110,39 @@ def bench_train(
     publish(report.section(), TITLE, results)
 
 
+@bench.command("rag")
+def bench_rag(
+    sizes: Annotated[str, typer.Option(help="Tokens of the one document, by comma.")] = "256,1024,4096,16384",
+    num_documents: Annotated[int, typer.Option(help="Documents of the case with several.", min=1, max=64)] = 4,
+    several: Annotated[int, typer.Option(help="Tokens of its documents together.", min=32)] = 4096,
+    question_tokens: Annotated[int, typer.Option(help="Tokens of the question, format included.", min=16)] = 32,
+    rounds: Annotated[int, typer.Option(help="Counted runs of each way; full prefill has fewer.", min=1)] = 7,
+    size: Annotated[str, typer.Option(help="Model: 28M parameters, or tiny; random weights.")] = "28M",
+    shared: Annotated[
+        Path | None, typer.Option(envvar="GRITKIT_SHARED", help="Folder with a trained model for the codecs' errors.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="On the disk to measure; else where temporary files go.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Markdown file whose section is replaced; a plot beside.")
+    ] = None,
+) -> None:
+    """Time to the first token from cached documents, disk included, against full prefill; rates of store and codecs."""
+    from gritkit_eval.bench.rag import TITLE, Settings, lengths, run
+    from gritkit_eval.bench.rag_report import plot, report
+    from gritkit_eval.bench.report import RESULTS, publish
+
+    settings = Settings(
+        sizes=lengths(sizes), num_documents=num_documents, several=several, question_tokens=question_tokens,
+        rounds=rounds, size=size, shared=shared, folder=folder,
+    )  # fmt: skip
+    made = run(settings)
+    section = report(made)
+    typer.echo(section)
+    publish(section, TITLE, results)
+    if results is not None or RESULTS.is_file():
+        typer.echo(f"Drew {plot(made, resolve(results or RESULTS))}", err=True)
+
+
 @app.command("crash")
 def crash(
     rounds: Annotated[int, typer.Option(help="Kills.", min=1, max=1_000_000)] = 1000,
