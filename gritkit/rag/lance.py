@@ -179,9 +179,9 @@ class LanceStore:
         return sorted(found, key=lambda pair: (-pair[1], pair[0].id))
 
     def referenced(self, block_keys: Iterable[str]) -> set[str]:
-        asked = list(dict.fromkeys(block_keys))
+        keys = [key for key in block_keys if key]
         with self._errors("read"):
-            return {str(found["block_key"]) for found in self._where_in("block_key", asked, ("block_key",))}
+            return {str(found["block_key"]) for found in self._where_in("block_key", keys, ("block_key",))}
 
     def scan(self, batch_size: int = 256) -> Iterator[list[Row]]:
         tag = f"{_SCAN}{int(time.time())}-{uuid.uuid4().hex}"
@@ -294,8 +294,9 @@ class LanceStore:
         return True
 
     def _where_in(self, column: str, values: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(values), _VALUES_AT_ONCE):
-            filtered = f"{column} IN ({', '.join(map(_quoted, values[start : start + _VALUES_AT_ONCE]))})"
+        once = list(dict.fromkeys(values))
+        for start in range(0, len(once), _VALUES_AT_ONCE):
+            filtered = f"{column} IN ({', '.join(map(_quoted, once[start : start + _VALUES_AT_ONCE]))})"
             yield from self._table.search().where(filtered).limit(None).select(list(columns)).to_arrow().to_pylist()
 
     def _committed(self, write: Callable[[], T]) -> T:

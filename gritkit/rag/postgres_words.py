@@ -1,13 +1,17 @@
 """Full-text search in PostgreSQL, scored by BM25.
 
 PostgreSQL's own ``ts_rank`` does not know how rare a word is; here it comes from the statistics that ANALYZE keeps, and
-from counting for words that are not among them. Words in more than a twentieth of the chunks count in the score, but
-bring in no chunk by themselves unless the query has no others.
+from counting for words that are not among them.
 
     score = sum over words of  log(1 + (N - n + 0.5) / (n + 0.5)) * f * 2.2 / (f + 1.2 * (0.25 + 0.75 * l / typical l))
 
 N chunks, n of them with the word, f times in this chunk of l different words. (Robertson and Zaragoza, The
 Probabilistic Relevance Framework, 2009, with k1 = 1.2 and b = 0.75; l counts different words, as the index does.)
+
+Only chunks with one of the rarest words are scored at first. What the others could bring is bounded by their
+logarithms, so more are scored only when such a chunk could still be among the best; the result is that of scoring all.
+The one exception are words in more than a twentieth of many chunks: they count, but bring in no chunk that has no other
+word of the query, and when there are no others, only chunks that have all of them.
 
 This module knows nothing about connections, documents or vectors.
 """
@@ -22,6 +26,7 @@ from gritkit.rag.store import words_of
 
 _MANY = 5000  # chunks; with fewer, every one that has a word is scored
 _COMMON = 0.05
+_FIRST = 3  # times as many chunks as are wanted are scored at first
 _MOST_WORDS = 64  # the rarest of a long query
 
 _COUNT = """
@@ -59,9 +64,22 @@ def matching(
         return []
     weights = {lexeme: math.log(1 + max(0.0, total - count + 0.5) / (count + 0.5)) for count, lexeme in rarest}
     pulling = [lexeme for count, lexeme in rarest if total < _MANY or count <= _COMMON * total]
-    query = " | ".join(_quoted(lexeme) for lexeme in pulling or weights)
+    common = " & ".join(map(_quoted, weights))
     sql = _SCORED.replace("{columns}", columns)
-    return list(run(sql, (list(weights), list(weights.values()), query, tags, top_k)).fetchall())
+    scored = (list(weights), list(weights.values()))
+    if not pulling:
+        return list(run(sql, (*scored, common, tags, top_k)).fetchall())
+    taken = 0
+    while True:
+        wanted = max(_FIRST * top_k, 4 * sum(counts[lexeme] for lexeme in pulling[:taken]))
+        taken += 1
+        while taken < len(pulling) and sum(counts[lexeme] for lexeme in pulling[:taken]) < wanted:
+            taken += 1
+        query = " | ".join(map(_quoted, pulling[:taken]))
+        found = list(run(sql, (*scored, query, tags, top_k)).fetchall())
+        unseen = 2.2 * sum(weights[lexeme] for lexeme in pulling[taken:])
+        if taken == len(pulling) or (len(found) == top_k and min(row[-1] for row in found) >= unseen):
+            return found
 
 
 def _counts(run: Any, place: Sequence[str], lexemes: list[str]) -> tuple[float, dict[str, float]]:

@@ -88,5 +88,21 @@ def test_common_words_count_but_bring_in_nothing(postgres_url: str, monkeypatch:
     assert ids(store.matching("the zebra", 200)) == ["d003#0", "d007#0"] == ids(all_scored[:2])
     assert store.matching("the zebra", 2)[0][1] == pytest.approx(all_scored[0][1], rel=0.01)
     assert len(store.matching("the of", 200)) == 200
+    assert ids(store.matching("the of", 1)) == ["d000#0"]
     assert store.matching("zebu", 5) == []
+    store.close()
+
+
+def test_scoring_the_rarest_first_gives_what_scoring_all_gives(postgres_url: str) -> None:
+    rng = np.random.default_rng(0)
+    share = 1 / np.arange(1, 41)
+    texts = [
+        " ".join(f"w{word}" for word in rng.choice(40, rng.integers(3, 30), p=share / share.sum())) for _ in range(250)
+    ]
+    store = PostgresStore(postgres_url, DIM)
+    store.replace([row for one, text in enumerate(texts) for row in rows(f"d{one:03}", text)])
+    for query in ("w0 w1 w2", "w3 w39 w0", "w38 w39", "w20 w0 w0 w5 w7"):
+        everything = [(row.id, score) for row, score in store.matching(query, 250)]
+        for top_k in (1, 4):
+            assert [(row.id, score) for row, score in store.matching(query, top_k)] == everything[:top_k]
     store.close()

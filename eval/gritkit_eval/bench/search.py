@@ -57,8 +57,8 @@ def run(*, num: int, dim: int, seed: int, kinds: tuple[str, ...] = ("clusters", 
         f"The machine's load was {load:.1f} before and {os.getloadavg()[0]:.1f} after, on "
         f"{os.cpu_count()} cores{': other work slowed every figure' if most > 2 * (os.cpu_count() or 1) else ''}.\n\n"
         + table(
-            ["chunks", "store", "number", "rows/s", "memory at 1/5, 3/5, end", "peak, optimize included", "optimize",
-             "on disk", "a chunk"],
+            ["chunks", "store", "number", "rows/s", "memory above the start at 1/5, 3/5, end", "at most, optimize too",
+             "optimize", "on disk", "a chunk"],
             filled,
         )
         + "\n\n"
@@ -128,7 +128,7 @@ def _searched(figures: dict[str, Any], store: str) -> list[list[str]]:
         if key not in figures or (key == "numpy" and store != "lance"):
             continue
         found = figures[key]
-        first = f"{found['first']:.1f} ms" if found["first"] else ""
-        recall = f"{found['recall']:.4f}" if "recall" in found else ""
+        first = f"{found['first']:.1f} ms"
+        recall = "" if found["recall"] is None else f"{found['recall']:.4f}"
         rows.append([name, f"{found['p50']:.1f} ms", f"{found['p95']:.1f} ms", first, recall])
     return rows
