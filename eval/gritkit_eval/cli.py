@@ -187,7 +187,7 @@ def rag(
     """Answers from documents in every way of reuse: quality, distance from full prefill, time, bytes."""
     from gritkit_eval.bench.report import publish
     from gritkit_eval.rag import as_json, run, settings_from
-    from gritkit_eval.rag_report import TITLE, report, tables
+    from gritkit_eval.rag_report import report, tables, title
 
     settings = settings_from(
         questions=questions, models=model, kb=kb, documents=documents, modes=modes, codecs=codecs, joins=joins,
@@ -199,4 +199,4 @@ def rag(
     if output is not None:
         write_atomic(resolve(output), (json.dumps(as_json(rows), indent=1) + "\n").encode("utf-8"))
     if results is not None:
-        publish(report(rows, settings), TITLE, results)
+        publish(report(rows, settings), title(settings), results)

@@ -6,7 +6,7 @@
 training question there are two forms: a record with an ``answer`` that reads its passages (``with/``, for
 ``gritkit train grit_rag``), and the same record without it beside a conversation whose user turn holds the passages as
 an answer without reuse reads them (``without/``, for ``gritkit train grit``). Answers stand in the passages word for
-word (but for yes and no), since a model of 260,032 parameters has little else to say:
+word (but for yes and no), since a small model has little else to say:
 
     medquad   a question about a disease; the answer is how the passage begins; distractors are about the same disease
     quotes    some words of a sentence; the answer is what follows them; distractors are of the same article, or any
@@ -30,13 +30,12 @@ from typing import Any
 
 from gritkit.prompts import GRIT
 
-PASSAGE_TOKENS = 116
-"""Of a passage, its format aside: four times 128 tokens (three passages, one question with its answer) are 512."""
-QUESTION_TOKENS = 60
+PASSAGE_TOKENS = 80
+"""Of a passage, its format aside."""
+QUESTION_TOKENS = 48
 """Of a question and its answer together, their template aside."""
-_COPY_TOKENS = 420
+_ANSWER_TOKENS = 12
 _SEED = 0
-_NUM_COPIES = 16_000
 _TEST_SIZE = 400
 
 
@@ -82,7 +81,7 @@ def medquad(path: Path, size: Size, chance: random.Random) -> Iterator[Asked]:
         spare = QUESTION_TOKENS - size(question)
         gold = cut(clean(row["pos"][0]), PASSAGE_TOKENS, size)
         others = [cut(clean(text), PASSAGE_TOKENS, size) for text in row["neg"][:2]]
-        answer = cut(gold, min(spare, 24), size)
+        answer = cut(gold, min(spare, _ANSWER_TOKENS), size)
         if len(answer.split()) >= 3 and len(gold.split()) >= 8:
             yield Asked(question, answer, gold, tuple(text for text in others if len(text.split()) >= 8))
 
@@ -144,18 +143,6 @@ def training(shared: Path, size: Size) -> list[Asked]:
     return [Asked(q.question, q.answer, q.gold, q.others[: index % 3]) for index, q in enumerate(questions)]
 
 
-def copies(asked: Asked, chance: random.Random, size: Size) -> dict[str, Any]:
-    """A text whose second half repeats pieces of its passages: a model that learns it can look up what it has read."""
-    passages = [asked.gold, *asked.others[:1]]
-    text, spare = "\n".join(passages), _COPY_TOKENS - sum(size(passage) for passage in passages)
-    while spare > 0:
-        words = chance.choice(passages).split()
-        start = chance.randrange(0, max(1, len(words) - 6))
-        piece = " ".join(words[start : start + chance.randrange(5, 20)])
-        text, spare = f"{text}\n{piece}", spare - size(piece)
-    return {"text": text}
-
-
 def with_answer(asked: Asked) -> dict[str, Any]:
     return {"query": asked.question, "pos": [asked.gold], "neg": list(asked.others), "answer": asked.answer}
 
@@ -211,7 +198,6 @@ def prepare(shared: Path, size: Size, out: Path) -> dict[str, int]:
         "boolq": list(boolq(shared / "gen_eval" / "boolq" / "validation.jsonl.gz", size)),
     }
     files: dict[str, Iterable[dict[str, Any]]] = {
-        "copies/texts.jsonl": (copies(asked, chance, size) for asked in train[:_NUM_COPIES]),
         "with/questions.jsonl": map(with_answer, train),
         "without/pairs.jsonl": map(without_answer, train),
         "without/conversations.jsonl": (conversation(asked, chance) for asked in train),

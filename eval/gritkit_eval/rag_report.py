@@ -15,11 +15,15 @@ from gritkit.rag.gate import CLOSED, STORED, Measured
 from gritkit_eval.bench.report import section, table
 from gritkit_eval.rag import Row, Settings
 
-TITLE = "eval rag"
 _HEADER = (
     "read", "mode", "codec", "match", "EM", "F1", "in documents", "KL", "first KL", "agreement", "same",
     "TTFT ms", "p95", "total ms", "bytes/token",
 )  # fmt: skip
+
+
+def title(settings: Settings) -> str:
+    """Of the section: documents that are given and documents that are found are two tables."""
+    return f"eval rag, {'own passages' if settings.oracle else f'{settings.by} search'}"
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -43,7 +47,7 @@ def report(rows: Sequence[Row], settings: Settings, *, about: str = "") -> str:
         "and total: medians without the search, key-values from memory or disk as they lie.\n\n"
         f"{_missing(rows)}{tables(rows)}"
     )
-    return section(TITLE, command(settings), versions, body)
+    return section(title(settings), command(settings), versions, body)
 
 
 def command(settings: Settings) -> str:

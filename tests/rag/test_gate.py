@@ -125,7 +125,7 @@ def test_divergence_of_known_distributions() -> None:
 def test_codecs_joins_and_the_papers_ways(rag_of: Callable[[str], Rag], model: GritModel) -> None:
     modes = [CLOSED, "off", "prefix", "cached", "linked", "query", "query_doc", "doc_query"]
     settings = settings_of(modes, ["exact", "int4"], top_ks=[1, 2], joins=["no-bos", "whole"], link_tokens=[2])
-    assert len(settings) == len(set(settings)) == 1 + (2 + 2 + 1 + 2 + 2) + 2 * (2 + 2 + 2 + 1 + 2 + 2)
+    assert len(settings) == len(set(settings)) == 1 + (2 + 2 + 3) + 2 * (2 + 2 + 2 + 3)
     found = dict(zip(settings, measure(rag_of, EXAMS[:1], settings, max_new_tokens=NEW), strict=True))
     assert [one.setting for one in found.values()] == settings
 
