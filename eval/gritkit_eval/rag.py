@@ -173,7 +173,8 @@ def _read(path: Path) -> Iterator[Document]:
         if isinstance(row, RecordError) or not isinstance(row, dict) or not isinstance(row.get("text"), str):
             what = str(row) if isinstance(row, RecordError) else f"the record has no text: {row!r:.80}"
             raise RecordError(f"{file.name}:{line}: {what}")
-        yield Document(row["text"], id=row.get("id") or row.get("_id"))
+        name = row.get("id") or row.get("_id")
+        yield Document(row["text"]) if name is None else Document(row["text"], id=name)
 
 
 @contextlib.contextmanager

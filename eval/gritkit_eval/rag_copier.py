@@ -89,8 +89,7 @@ def _offset(tokenizer: PreTrainedTokenizerFast) -> int:
 
 def _codes(num: int) -> Tensor:
     """Random unit vectors [V, C]."""
-    codes_VC = torch.randn(num, _CODE)
-    return codes_VC / codes_VC.norm(dim=-1, keepdim=True)
+    return torch.nn.functional.normalize(torch.randn(num, _CODE), dim=-1)
 
 
 def _set_circuit(lm: Any, codes_VC: Tensor, *, end_of_template: int, offset: int) -> None:

@@ -176,7 +176,16 @@ def rgb(path: Path) -> Iterator[dict[str, Any]]:
     for row in rows(path):
         passages = [{"text": clean(t), "gold": True} for t in row["positive"]]
         passages += [{"text": clean(t), "gold": False} for t in row["negative"]]
-        yield {"question": clean(row["query"]), "answer": row["answer"], "passages": passages}
+        yield {"question": clean(row["query"]), "answer": list(_answers(row["answer"])), "passages": passages}
+
+
+def _answers(given: Any) -> Iterator[str]:
+    """RGB gives one answer, several, or lists of spellings."""
+    if isinstance(given, str):
+        yield given
+    else:
+        for one in given:
+            yield from _answers(one)
 
 
 def write(path: Path, records: Iterable[dict[str, Any]]) -> int:

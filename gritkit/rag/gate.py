@@ -230,7 +230,7 @@ def _found(
         InputError: for knowledge bases that do not hold the same documents.
     """
     top_k, join = group[0].top_k, group[0].join
-    found = {
+    found: dict[str, Question] = {
         codec: rag_of(codec).find(exam.question, top_k=top_k, where=filters, by=by, join=join, params=params)
         for codec in dict.fromkeys(setting.codec for setting in group)
     }

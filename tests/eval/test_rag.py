@@ -21,7 +21,7 @@ from gritkit_eval.rag_material import Asked, conversation, cut, quote, with_answ
 from gritkit_eval.rag_report import report, tables
 from tests.models import grit_model
 
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {
         "question": "what do beavers build?",
         "answer": ["dams", "lodges"],
@@ -80,7 +80,7 @@ def test_every_question_is_given_its_own_passages(folder: Path) -> None:
 def test_documents_are_searched_for_otherwise(folder: Path) -> None:
     """What is found, by hand: the same model, the pooled passages, one knowledge base."""
     (row,) = run(settings(folder, modes=("off",), top_k=(2,)))
-    texts = [passage["text"] for question in QUESTIONS for passage in question["passages"]]  # type: ignore[index]
+    texts = [passage["text"] for question in QUESTIONS for passage in question["passages"]]
     model = GritModel.from_pretrained(folder / "model")
     with Rag.open(folder / "kb", model) as rag:
         rag.add(texts)
