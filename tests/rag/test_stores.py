@@ -303,16 +303,19 @@ from gritkit.rag.postgres import PostgresStore
 kind, where, me = sys.argv[1:]
 store = (LanceStore if kind == "LanceStore" else PostgresStore)(where, 8)
 print("ready", flush=True)
-sys.stdin.readline()
-for turn in range(8):
-    store.replace(rows(f"both{turn}", *[me] * (2 + int(me)), version=int(me)))
-    store.replace(rows(f"own{me}-{turn}"))
-    if turn == 4:
+for turn in sys.stdin:
+    store.replace(rows(f"both{turn.strip()}", *[me] * (2 + int(me)), version=int(me)))
+    store.replace(rows(f"both{int(turn) // 4}-again", *[me] * (3 - int(me)), version=int(me)))
+    store.replace(rows(f"own{me}-{turn.strip()}"))
+    if turn.strip() == "3":
         store.optimize()
+    print("done", flush=True)
 """
+TURNS = 8
 
 
 def test_two_processes_write_and_nothing_is_lost_or_mixed(make: Make) -> None:
+    make().size()
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, make.kind.__name__, make.where, str(me)],  # type: ignore[attr-defined]
@@ -323,18 +326,29 @@ def test_two_processes_write_and_nothing_is_lost_or_mixed(make: Make) -> None:
         )
         for me in range(2)
     ]
+
+    def everyone(say: str) -> None:
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == f"{say}\n"
+
+    everyone("ready")
+    for turn in range(TURNS):
+        for writer in writers:  # both start each turn together
+            assert writer.stdin is not None
+            writer.stdin.write(f"{turn}\n")
+            writer.stdin.flush()
+        everyone("done")
     for writer in writers:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-    for writer in writers:
-        writer.communicate("go\n")
+        writer.communicate()
     assert [writer.returncode for writer in writers] == [0, 0]
     store = make()
-    assert store.size().documents == 24
-    for turn in range(8):
-        found = store.get([f"both{turn}"])[f"both{turn}"]
-        assert len(found) == found[0].count
-        assert len({row.digest for row in found}) == 1
+    shared = [f"both{turn}" for turn in range(TURNS)] + [f"both{turn}-again" for turn in range(TURNS // 4)]
+    found = store.get(shared + [f"own{me}-{turn}" for me in range(2) for turn in range(TURNS)])
+    assert len(found) == store.size().documents == len(shared) + 2 * TURNS
+    for name in shared:
+        assert [row.number for row in found[name]] == list(range(found[name][0].count))
+        assert len({row.digest for row in found[name]}) == 1
 
 
 def test_another_length_of_vectors_is_refused(make: Make) -> None:
