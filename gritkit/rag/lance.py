@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -188,6 +189,7 @@ class LanceStore:
         with self._errors("read"):
             moment = self._database.open_table(self._table.name)
             tagged = self._tagged(moment, tag)
+        finished = False
         try:
             with self._errors("read"):
                 order = moment.search().select(["document", "number"]).with_row_id(True).to_arrow()
@@ -206,10 +208,15 @@ class LanceStore:
                     # taken in the order of the table's files, whatever order they were asked in
                     yield sorted(rows, key=lambda row: (row.document, row.number))
                     begin = end
+            finished = True
         finally:
             if tagged:
-                with suppress(*_LANCE_ERRORS):
-                    moment.tags.delete(tag)
+                # A scan that nobody finished is ended by the garbage collector, on whichever thread it runs. On LanceDB's
+                # own a call into LanceDB would wait for itself, so another one makes it.
+                forgetting = threading.Thread(target=_forget, args=(moment, tag))
+                forgetting.start()
+                if finished:
+                    forgetting.join()
 
     def optimize(self) -> None:
         with self._errors("write"):
@@ -373,6 +380,12 @@ def _schema(dim: int) -> Any:
     key = {"id": {"lance-schema:unenforced-primary-key": "true"}}
     fields = [pa.field(name, types[name], nullable=False, metadata=key.get(name)) for name in _COLUMNS]
     return pa.schema([*fields, pa.field("vector", pa.list_(pa.float32(), dim), nullable=False)])
+
+
+def _forget(moment: Any, tag: str) -> None:
+    """Let a version go that a scan held; one that is not let go now is by :meth:`LanceStore.optimize`."""
+    with suppress(*_LANCE_ERRORS):
+        moment.tags.delete(tag)
 
 
 def _taken(table: Any, addresses: Sequence[int]) -> list[Row]:

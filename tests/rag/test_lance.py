@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
@@ -94,6 +95,21 @@ def test_a_scan_outlives_the_cleaning_of_old_versions(store: LanceStore, monkeyp
     assert store.size().documents == 0
     assert sum(map(len, scan)) == 7
     assert store._table.tags.list() == {}
+
+
+def test_a_scan_may_be_dropped_on_any_thread(store: LanceStore) -> None:
+    """Also on that of LanceDB's event loop, where garbage is collected as anywhere."""
+    from lancedb.background_loop import LOOP
+
+    store.replace([row for number in range(5) for row in rows(f"d{number}")])
+    scans = [store.scan(batch_size=2)]
+    next(scans[0])
+
+    async def drop() -> None:
+        scans.clear()
+
+    asyncio.run_coroutine_threadsafe(drop(), LOOP.loop).result(timeout=60)
+    assert sum(map(len, store.scan())) == 5
 
 
 def test_what_a_killed_scan_held_is_let_go_after_a_day(store: LanceStore) -> None:
