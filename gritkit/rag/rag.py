@@ -13,7 +13,6 @@ This module composes; it knows nothing about attention, file formats or database
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -21,12 +20,11 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from gritkit.embedding import num_prompt
-from gritkit.errors import InputError, StoreError, UnsupportedModelError
+from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.generation.decoder import Request
 from gritkit.generation.params import SamplingParams
 from gritkit.kv.blocks import Block, BlockStore
@@ -50,17 +48,15 @@ from gritkit.rag.answering import (
 from gritkit.rag.base import KnowledgeBase, Stats, VerifyReport
 from gritkit.rag.cache import DocumentCache
 from gritkit.rag.coding import BlockCoder
-from gritkit.rag.documents import AddReport, Answer, Document, Hit, RagEvent, Search, tags_to_find
+from gritkit.rag.documents import AddReport, Answer, Document, Hit, RagEvent, Search
 from gritkit.rag.place import place_of
 from gritkit.rag.rates import Rates
 from gritkit.rag.reader import Reader, manifest_of
+from gritkit.rag.searching import Searcher, current
 from gritkit.rag.store import Row
-from gritkit.search import reciprocal_rank_fusion
 from gritkit.tokens import check_text, sequence
 
 MEMORY_BYTES = 1 << 30
-_CANDIDATES = 4
-"""Times ``top_k``: how many chunks each half of a hybrid search, and a rerank, looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +96,8 @@ class Rag:
                 coder, base.blocks, self._rates, memory_bytes=budget.memory, device_bytes=budget.device
             )
         self._reader = Reader(model, base.manifest, coder, self._rates)
+        read_ahead = self._cache.read_ahead if self._cache is not None else None
+        self._searcher = Searcher(model, base, instruction=instruction, read_ahead=read_ahead)
         self._verdicts = verdicts.load(model.fingerprint)
 
     @classmethod
@@ -183,7 +181,7 @@ class Rag:
             documents = [documents]
         adder = Adder(self.base, self._reader, on_error)
         try:
-            with self._current():
+            with current(self.base):
                 return add_documents(adder, documents, progress=progress)
         finally:  # what was committed before an error is gone as well
             if self._cache is not None and adder.dropped:
@@ -233,63 +231,7 @@ class Rag:
         Raises:
             InputError: for an empty query, ``top_k`` below 1, or a filter that is none.
         """
-        return [_hit(row, score) for row, score in self._ranked(query, top_k, where, by, rerank)]
-
-    def _ranked(
-        self, query: str, top_k: int, where: Mapping[str, Any] | None, by: str, rerank: bool
-    ) -> list[tuple[Row, float]]:
-        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-            raise InputError(f"top_k={top_k!r} must be a whole number of at least 1")
-        if by not in ("dense", "text", "hybrid"):
-            raise InputError(f"by={by!r} is not one of 'dense', 'text', 'hybrid'")
-        tags = tags_to_find(where)
-        if not isinstance(query, str) or not query.strip():
-            raise InputError(f"the query is empty or no text: {query!r:.60}")
-        wanted = top_k * _CANDIDATES if rerank else top_k
-        with self._current():
-            if by == "dense":
-                found = self._nearest(query, wanted, tags)
-            elif by == "text":
-                found = self.base.store.matching(check_text(query, "query"), wanted, tags)
-            else:
-                found = self._hybrid(query, wanted, tags)
-        if not rerank or not found:
-            return found
-        rows = [row for row, _ in found]
-        ranked = self.model.rerank(query, [row.text for row in rows], top_n=top_k, truncate=True)
-        return [(rows[one.index], one.score) for one in ranked]
-
-    @contextlib.contextmanager
-    def _current(self) -> Iterator[None]:
-        """Where the store fails, say so first when it is because the knowledge base was indexed again meanwhile."""
-        try:
-            yield
-        except StoreError:
-            self.base.check_current()
-            raise
-
-    def _nearest(self, query: str, top_k: int, tags: Sequence[str]) -> list[tuple[Row, float]]:
-        limit = min(self.model.embedding_config.max_length, self.model.context_length)
-        vector = self.model.embed(query, role="query", instruction=self._instruction, max_length=limit)
-        return self.base.store.nearest(vector, top_k, tags)
-
-    def _hybrid(self, query: str, top_k: int, tags: Sequence[str]) -> list[tuple[Row, float]]:
-        """Both searches at once; what the words find has its key-values read ahead while the question is embedded."""
-        wanted = top_k * _CANDIDATES
-
-        def by_words() -> list[tuple[Row, float]]:
-            found = self.base.store.matching(check_text(query, "query"), wanted, tags)
-            if self._cache is not None:
-                self._cache.read_ahead([row.block_key for row, _ in found[:top_k]])
-            return found
-
-        with ThreadPoolExecutor(1) as pool:
-            words = pool.submit(by_words)
-            dense = self._nearest(query, wanted, tags)
-            both = [dense, words.result()]
-        rows = {row.id: row for ranking in both for row, _ in ranking}
-        fused = reciprocal_rank_fusion([[row.id for row, _ in ranking] for ranking in both])
-        return [(rows[id], score) for id, score in fused[:top_k]]
+        return [_hit(row, score) for row, score in self._searcher.ranked(query, top_k, where, by=by, rerank=rerank)]
 
     # -- answers -------------------------------------------------------------------------------------------------
 
@@ -365,7 +307,7 @@ class Rag:
         What holds their key-values begins to read them ahead. Raises InputError as :meth:`ask` does.
         """
         clock, params = Clock(), params or SamplingParams()
-        ranked = self._ranked(question, top_k, where, by, rerank)
+        ranked = self._searcher.ranked(question, top_k, where, by=by, rerank=rerank)
         searched = clock.seconds
         if not ranked:
             raise InputError(self._nothing_found(by, where))
