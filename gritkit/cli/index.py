@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gritkit.cli import engine as engines
 from gritkit.cli import options
 from gritkit.cli.loading import open_model
 from gritkit.cli.output import note, to_json, write
@@ -19,7 +20,8 @@ from gritkit.errors import InputError
 
 if TYPE_CHECKING:
     from gritkit.model import GritModel
-    from gritkit.rag import Document, Rag
+    from gritkit.rag import AddReport, Document, Rag
+    from gritkit.rag.manifest import Manifest
 
 _MB = 1_000_000
 
@@ -47,6 +49,11 @@ def index(
         int | None,
         typer.Option("--chunk-overlap", min=0, help="Tokens that chunks share at most; counts when the KB is made."),
     ] = None,
+    engine: engines.EngineOption = engines.Engine.local,
+    ray_address: engines.RayAddress = None,
+    num_actors: engines.NumActors = None,
+    gpus_per_actor: engines.GpusPerActor = None,
+    batch_size: engines.BatchSize = None,
     format: Annotated[
         options.Report, typer.Option("--format", help="The report as text on stderr, or as JSON on stdout.")
     ] = options.Report.text,
@@ -62,18 +69,28 @@ def index(
     skipped, so a run that was interrupted goes on. What cannot be read is listed at the end, the rest is indexed, and
     the exit code is 1.
     """
-    files = _Files(paths, jsonl_field, int(max_file_size * _MB))
+    files = _Files(engines.FileShare(paths, jsonl_field, int(max_file_size * _MB)))
     documents = files.documents()
     first = next(documents, None)
     if first is None:  # before a model is loaded, or a knowledge base made
         raise InputError("; ".join(files.failures[:3]) or "nothing to index: every file is empty")
-    grit = open_model(
-        model, device=device, dtype=dtype, prompt_format=prompt_format, trust_remote_code=trust_remote_code
-    )
-    with _opened(kb, grit, chunk_tokens, chunk_overlap) as rag:
-        report = rag.add(itertools.chain([first], documents), on_error=files.failed, progress=True)
-        total = len(rag)
-        where = rag.base.where if "://" in kb else kb  # an address without its password
+    loading: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "prompt_format": prompt_format,
+        "trust_remote_code": trust_remote_code,
+    }
+    cluster = engines.Cluster(ray_address, num_actors, gpus_per_actor, batch_size)
+    if engine is engines.Engine.ray:
+        files = _Files(files.share)  # they are read again, by another process
+        report, total, where = _added_on_ray(kb, model, loading, files, cluster, chunk_tokens, chunk_overlap)
+    else:
+        cluster.warn_of_no_effect()
+        grit = open_model(model, **loading)
+        with _opened(kb, grit, chunk_tokens, chunk_overlap) as rag:
+            report = rag.add(itertools.chain([first], documents), on_error=files.failed, progress=True)
+            total, where = len(rag), rag.base.where
+    where = where if "://" in kb else kb  # an address without its password
     counts = {"added": report.added, "updated": report.updated, "skipped": report.skipped}
     counts["failed"] = len(files.failures)
     if format is options.Report.json:
@@ -92,30 +109,19 @@ def index(
 class _Files:
     """The documents of files while they are read, and what went wrong on the way."""
 
-    def __init__(self, paths: list[str], jsonl_field: str, max_file_bytes: int) -> None:
-        self._paths = paths
-        self._jsonl_field = jsonl_field
-        self._max_file_bytes = max_file_bytes
+    def __init__(self, share: engines.FileShare) -> None:
+        self.share = share
         self.failures: list[str] = []
         self.num_empty = 0
 
     def documents(self) -> Iterator[Document]:
-        from gritkit.rag.documents import Document
-        from gritkit.rag.sources import Failure, read_paths
+        from gritkit.rag.sources import Failure
 
-        for found in read_paths(
-            self._paths,
-            jsonl_field=self._jsonl_field,
-            max_file_bytes=self._max_file_bytes,
-            on_empty=self._empty,
-        ):
+        for found in self.share(self._empty):
             if isinstance(found, Failure):
-                self.failures.append(_as_options(str(found)))
-                continue
-            try:
-                yield Document(found.text, id=found.id, metadata=found.metadata, kind=found.kind)
-            except InputError as error:
-                self.failed(found.id, str(error))
+                self.failed(found.where, found.reason)
+            else:
+                yield found
 
     def failed(self, id: str, reason: str) -> None:
         """A document that the model or the knowledge base cannot take."""
@@ -133,14 +139,47 @@ def _opened(kb: str, model: GritModel, chunk_tokens: int | None, chunk_overlap: 
         rag = Rag.open(kb, model, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
     except InputError as error:
         raise InputError(_as_options(str(error))) from None
-    made = rag.base.manifest
+    _warn_of_no_effect(rag.base.manifest, chunk_tokens, chunk_overlap)
+    return rag
+
+
+def _added_on_ray(
+    kb: str,
+    model: str | None,
+    loading: dict[str, Any],
+    files: _Files,
+    cluster: engines.Cluster,
+    chunk_tokens: int | None,
+    chunk_overlap: int | None,
+) -> tuple[AddReport, int, str]:
+    """What was done, how many documents there are then, and the knowledge base's name."""
+    from gritkit.rag.base import KnowledgeBase
+
+    try:
+        report = engines.add_files_on_ray(
+            kb,
+            model,
+            loading,
+            files.share,
+            cluster,
+            chunk_tokens=chunk_tokens,
+            chunk_overlap=chunk_overlap,
+            on_error=files.failed,
+        )
+    except InputError as error:
+        raise InputError(_as_options(str(error))) from None
+    with KnowledgeBase.open(kb) as base:
+        _warn_of_no_effect(base.manifest, chunk_tokens, chunk_overlap)
+        return report, base.store.size().documents, base.where
+
+
+def _warn_of_no_effect(made: Manifest, chunk_tokens: int | None, chunk_overlap: int | None) -> None:
     for flag, wanted, has in (
         ("--chunk-tokens", chunk_tokens, made.chunk_tokens),
         ("--chunk-overlap", chunk_overlap, made.chunk_overlap),
     ):
         if wanted not in (None, has):
             note(f"Warning: {flag} {wanted} has no effect: this knowledge base was made with {has}")
-    return rag
 
 
 def _as_options(text: str) -> str:

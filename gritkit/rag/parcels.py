@@ -17,7 +17,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from gritkit.errors import GritkitError, InputError
 from gritkit.kv.blocks import Block
@@ -26,6 +26,7 @@ from gritkit.rag.base import KnowledgeBase
 from gritkit.rag.documents import AddReport, Document
 from gritkit.rag.manifest import Manifest
 from gritkit.rag.reader import Piece, Reader, same_text, with_metadata
+from gritkit.rag.sources import Failure
 from gritkit.rag.store import Row
 
 PARCEL_BYTES = 32 << 20
@@ -40,14 +41,7 @@ _COMMIT_SECONDS = 10.0
 """How long a finished document waits for others to share its commit."""
 
 
-class Refused(NamedTuple):
-    """A document that cannot be taken, by its id or the place where it would have come from."""
-
-    id: str
-    reason: str
-
-
-Share = Callable[[], Iterable[Document | Refused]]
+Share = Callable[[], Iterable[Document | Failure]]
 """Opens a part of what is to be indexed. It is called again when something was lost, and gives the same again."""
 
 
@@ -64,7 +58,7 @@ class Batch:
     retagged: list[Document] = field(default_factory=list)
     """Those with the same text and other metadata: no model is needed."""
     skipped: int = 0
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[Failure] = field(default_factory=list)
     last: bool = False
     """Of its share."""
 
@@ -82,14 +76,14 @@ class Parcel:
     """The batch without its documents; it comes once."""
     rows: list[tuple[int, Row]] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
-    refused: list[tuple[int, Refused]] = field(default_factory=list)
+    refused: list[tuple[int, Failure]] = field(default_factory=list)
 
 
 def feed(
     share: Share, number: int, base: KnowledgeBase, *, batch_size: int, leave_out: frozenset[str] = frozenset()
 ) -> Iterator[Batch]:
     """The batches of a share: documents that the knowledge base does not have like this, but for those left out."""
-    refused: list[Refused] = []
+    refused: list[Failure] = []
     digest = _Digester(base.manifest).digest
     index = 0
     pending = Batch(number, 0, [], [])
@@ -269,13 +263,13 @@ class Intake:
             share.batches[key[1]] = 1
         self._commit_if_due()
 
-    def refuse(self, refused: Refused) -> None:
+    def refuse(self, refused: Failure) -> None:
         """Raises InputError where nobody asked to be told."""
         if self._on_error is None:
             raise InputError(refused.reason)
-        if refused.id not in self.refused:
-            self.refused.add(refused.id)
-            self._on_error(*refused)
+        if refused.where not in self.refused:
+            self.refused.add(refused.where)
+            self._on_error(refused.where, refused.reason)
             self._on_done(1)
 
     def commit(self) -> None:
@@ -329,20 +323,20 @@ class _Digester(Reader):
 
 
 def _taken(
-    given: Iterable[Document | Refused], refused: list[Refused], leave_out: frozenset[str]
+    given: Iterable[Document | Failure], refused: list[Failure], leave_out: frozenset[str]
 ) -> Iterator[Document]:
     for one in given:
-        if isinstance(one, Refused):
+        if isinstance(one, Failure):
             refused.append(one)
         elif one.id not in leave_out:
             yield one
 
 
-def _refusal(id: str, error: Exception) -> Refused:
+def _refusal(id: str, error: Exception) -> Failure:
     if isinstance(error, InputError):
-        return Refused(id, str(error))
+        return Failure(id, str(error))
     what = str(error) if isinstance(error, GritkitError) else f"{type(error).__name__}: {error}"
-    return Refused(id, f"document {id!r:.200} could not be read: {(what.splitlines() or [''])[0]}")
+    return Failure(id, f"document {id!r:.200} could not be read: {(what.splitlines() or [''])[0]}")
 
 
 def _is_full(batch: Batch, document: Document, batch_size: int) -> bool:

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from gritkit.errors import InputError, MissingExtraError, StoreError
 BATCH_SIZE = 16
 _SHORT_TEMPORARY = "/tmp"  # Ray's sockets are below it, and the path of a socket has 104 bytes on some systems
 _VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300"}  # a busy machine starts slowly
+_PATIENCE_S = 10.0
 
 _log = logging.getLogger("gritkit")
 
@@ -47,9 +49,13 @@ class RayOptions:
                 raise InputError(f"{name}={value!r} must be a whole number of at least 1")
         if self.gpus_per_actor is not None and not 0 <= self.gpus_per_actor < math.inf:
             raise InputError(f"gpus_per_actor={self.gpus_per_actor!r} must be 0 or more")
-        if self.address is not None and self.address.startswith("ray://"):
+        if self.address in (None, "auto"):
+            return
+        host, _, port = self.address.rpartition(":")
+        if "://" in self.address or not host or not port.isdigit() or int(port) > 65535:
             raise InputError(
-                f"address={self.address!r} is a client's: run this on a machine of the cluster and give its host:port"
+                f"address={self.address!r} is neither host:port of a cluster that this machine is a part of nor 'auto' "
+                "(a client's ray:// address will not do: run this on a machine of the cluster)"
             )
 
 
@@ -111,19 +117,27 @@ def connected(ray: Any, address: str | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack, _environment(_VARIABLES), quiet("ray"):
         try:
             if address is not None:
+                _check_answers(address)
                 stack.callback(ray.shutdown)
                 ray.init(address=address, **options)
             else:
                 root = _SHORT_TEMPORARY if os.path.isdir(_SHORT_TEMPORARY) else None
-                folder = tempfile.mkdtemp(prefix="gritkit-", dir=root)
+                folder = tempfile.mkdtemp(prefix="gritkit-ray-", dir=root)
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)
                 stack.callback(ray.shutdown)
                 with _alone(ray):
                     ray.init(address="local", include_dashboard=False, _temp_dir=folder, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             where = "here" if address is None else f"at {address!r:.100}"
             raise StoreError(f"cannot use a Ray cluster {where}: {first_line(error)}") from error
         yield
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError where nobody listens; Ray would try again for a quarter of an hour."""
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_S).close()
 
 
 @contextlib.contextmanager

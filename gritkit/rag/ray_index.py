@@ -19,7 +19,7 @@ This module knows nothing about how documents are cut, read or stored.
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
 import os
 import pickle
@@ -39,10 +39,11 @@ from gritkit.rag.base import KnowledgeBase
 from gritkit.rag.coding import BlockCoder
 from gritkit.rag.documents import AddReport
 from gritkit.rag.manifest import Manifest
-from gritkit.rag.parcels import Intake, Refused, Share, Worker, feed
+from gritkit.rag.parcels import Intake, Share, Worker, feed
 from gritkit.rag.place import place_of
 from gritkit.rag.ray_cluster import BATCH_SIZE, RayOptions, connected, first_line, pool_of, quiet, ray_module
 from gritkit.rag.reader import Reader, manifest_of
+from gritkit.rag.sources import Failure
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 _PASSES = 10
 _LOST_AT_ONCE = 100
 """Batches that may be lost in one pass; with more of them the cluster is sick."""
+_FAILED_LOADS = 3
+"""Actors in a row that could not load the model."""
 _COLUMN = "parcel"
 
 _log = logging.getLogger("gritkit")
@@ -67,7 +70,8 @@ class ModelSource:
 
     def on_workers(self) -> ModelSource:
         """The same model, whatever folder a process is in."""
-        return ModelSource(os.path.abspath(self.source) if os.path.isdir(self.source) else self.source, self.options)
+        is_folder = os.path.isdir(self.source)
+        return dataclasses.replace(self, source=os.path.abspath(self.source)) if is_folder else self
 
 
 def add_on_ray(
@@ -150,30 +154,32 @@ class _Job:
         context.enable_progress_bars = context.print_on_execution_start = False
         context.target_max_block_size = 1  # bytes: every batch and every parcel is a block of its own, sized by us
         context.max_errored_blocks = _LOST_AT_ONCE
-        with ray.data.DataContext.current(context), quiet("ray.data"):
-            with warnings.catch_warnings():  # Ray 2.60 has no other way yet to say how often something is retried
-                warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-                bundles = self._dataset(isolated).iter_internal_ref_bundles()
-            while True:
-                try:
-                    bundle = next(bundles, None)
-                except self.ray.exceptions.RayError as error:
-                    failure: Exception = error
-                    return failure
-                if bundle is None:
-                    return None
-                for ref in bundle.block_refs:
-                    with contextlib.suppress(self.ray.exceptions.RayError):  # lost with the machine that made it
-                        for parcel in _unpack(self.ray.get(ref)):
-                            self.intake.take(parcel)
+        context.max_consecutive_actor_init_deaths = _FAILED_LOADS
+        with ray.data.DataContext.current(context), quiet("ray.data"), warnings.catch_warnings():
+            # Ray 2.60 has no other way yet to say how often something is retried
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+            try:
+                for bundle in self._dataset(isolated).iter_internal_ref_bundles():
+                    for ref in bundle.block_refs:
+                        self._take(ref)
+            except self.ray.exceptions.RayError as error:
+                failure: Exception = error
+                return failure
+        return None
+
+    def _take(self, ref: Any) -> None:
+        try:
+            table = self.ray.get(ref)
+        except self.ray.exceptions.RayError:
+            return  # lost with the machine that made it
+        for parcel in _unpack(table):
+            self.intake.take(parcel)
 
     def _dataset(self, isolated: bool) -> Any:
         import ray.data
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         pool = pool_of(self.ray, self.model.options.get("device"), self.options)
         batch_size = 1 if isolated else self.options.batch_size
-        here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
         numbers: Any = ray.data.from_items(
             [{"share": number} for number in range(len(self.shares))], override_num_blocks=len(self.shares)
         )
@@ -185,7 +191,7 @@ class _Job:
             num_cpus=0,
             concurrency=min(len(self.shares), max(1, (os.cpu_count() or 1) // 2)),
             # begun again it would pass over what was written meanwhile, and number its batches otherwise
-            scheduling_strategy=here,
+            scheduling_strategy=_here(self.ray, soft=False),
             max_retries=0,
         )
         return fed.map_batches(
@@ -213,7 +219,7 @@ class _Job:
             for batch in feed(share, number, self.base, batch_size=BATCH_SIZE, leave_out=leave_out):
                 for document in batch.documents:
                     reason = f"document {document.id!r:.200} could not be read: each worker died that tried"
-                    self.intake.refuse(Refused(document.id, reason))
+                    self.intake.refuse(Failure(document.id, reason))
 
 
 def _feed_stage(
@@ -265,13 +271,23 @@ def _unpack(table: pa.Table) -> Iterator[Any]:
             yield pickle.loads(scalar.as_buffer())
 
 
+def _here(ray: Any, *, soft: bool) -> Any:
+    """On this machine; soft: if it has room."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=soft)
+
+
 def _describe(source: ModelSource, asked: Mapping[str, Any]) -> Manifest:
     return manifest_of(source.load("cpu"), **asked)
 
 
 def _ask(ray: Any, source: ModelSource, asked: Mapping[str, Any]) -> Manifest:
-    """What a knowledge base of the model is to say. Some machine's CPU loads the model for it, not this process."""
-    describe = ray.remote(num_cpus=1, max_retries=2)(_describe)
+    """What a knowledge base of the model is to say. A process of the cluster loads the model for it, on a CPU.
+
+    On this machine if it has room: the process then goes on to read the files.
+    """
+    describe = ray.remote(num_cpus=1, max_retries=2, scheduling_strategy=_here(ray, soft=True))(_describe)
     try:
         manifest: Manifest = ray.get(describe.remote(source, asked))
     except ray.exceptions.RayTaskError as error:

@@ -14,8 +14,9 @@ from gritkit.model import GritModel
 from gritkit.rag import AddReport, Document, Rag, parcels
 from gritkit.rag.base import KnowledgeBase
 from gritkit.rag.coding import BlockCoder
-from gritkit.rag.parcels import Batch, Intake, Parcel, Refused, Share, Worker, feed
+from gritkit.rag.parcels import Batch, Intake, Parcel, Share, Worker, feed
 from gritkit.rag.reader import Piece, Reader, manifest_of
+from gritkit.rag.sources import Failure
 from gritkit.rag.store import Row
 from tests.models import TEXTS, shared_model
 
@@ -43,7 +44,7 @@ def corpus(count: int = 12) -> list[Document]:
     ]
 
 
-def share_of(*given: Document | Refused) -> Share:
+def share_of(*given: Document | Failure) -> Share:
     return functools.partial(list, given)
 
 
@@ -57,7 +58,7 @@ def read_all(worker: Worker, batches: Sequence[Batch]) -> list[Parcel]:
     return [pickle.loads(pickle.dumps(parcel)) for parcel in read]
 
 
-def fed(base: KnowledgeBase, *given: Document | Refused, batch_size: int = 4) -> list[Batch]:
+def fed(base: KnowledgeBase, *given: Document | Failure, batch_size: int = 4) -> list[Batch]:
     return list(feed(share_of(*given), 0, base, batch_size=batch_size))
 
 
@@ -186,7 +187,7 @@ def test_only_what_changed_is_fed(base: KnowledgeBase, model: GritModel) -> None
     intake.commit()
     documents[1] = Document("something else entirely", id="doc 1")
     documents[2] = Document(documents[2].text, id="doc 2", metadata={"n": "two"})
-    batches = fed(base, *documents, Refused("broken.pdf", "cannot be opened"))
+    batches = fed(base, *documents, Failure("broken.pdf", "cannot be opened"))
     assert [
         (document.id, known) for batch in batches for document, known in zip(batch.documents, batch.known, strict=True)
     ] == [("doc 1", True)]
@@ -272,7 +273,7 @@ def test_an_error_that_spoils_the_process_is_not_put_on_a_document(base: Knowled
 def test_without_a_listener_the_first_refused_document_raises(base: KnowledgeBase, model: GritModel) -> None:
     intake = Intake(base, 1)
     intake.begin()
-    (parcel,) = read_all(Worker(reader_of(model, base)), fed(base, Refused("a.pdf", "a.pdf cannot be opened")))
+    (parcel,) = read_all(Worker(reader_of(model, base)), fed(base, Failure("a.pdf", "a.pdf cannot be opened")))
     with pytest.raises(InputError, match=r"a.pdf cannot be opened"):
         intake.take(parcel)
 
@@ -281,7 +282,7 @@ def test_the_refused_are_listed_once_and_left_out_when_asked(base: KnowledgeBase
     told: list[str] = []
     intake = Intake(base, 1, on_error=lambda id, reason: told.append(id))
     for _ in range(2):
-        intake.refuse(Refused("a", "no"))
+        intake.refuse(Failure("a", "no"))
     assert told == ["a"]
     again = list(feed(share_of(*corpus(2)), 0, base, batch_size=4, leave_out=frozenset({"doc 0"})))
     assert [document.id for batch in again for document in batch.documents] == ["doc 1"]
