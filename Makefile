@@ -16,7 +16,8 @@ demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo.sh
 
 test: check
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not ray'
+	$(BIN)/python -m pytest -m ray
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -63,8 +63,8 @@ class PromptFormat:
         return instructed.replace("{instruction}", instruction)
 
 
-# Muennighoff et al. 2024, arXiv 2402.09906, appendix; the sentences about documents and queries are those of its caching
-# modes (their templates: the authors' code, rag/).
+# Muennighoff et al. 2024, arXiv 2402.09906, appendix; the sentences about documents and queries are those of its
+# caching modes (their templates: the authors' code, rag/).
 GRIT = PromptFormat(
     name="grit",
     query="<|embed|>\n",

@@ -5,7 +5,9 @@ Models in tests are tiny: a second thread costs more than it brings, and tests r
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -13,13 +15,13 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the processes that tests start
-_home = tempfile.TemporaryDirectory(prefix="gritkit-tests-")
-os.environ["GRITKIT_HOME"] = _home.name  # nothing of the user's is read or written
+os.environ["GRITKIT_HOME"] = tempfile.mkdtemp(prefix="gritkit-tests-")  # nothing of the user's is read or written
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["GRITKIT_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ def arm(point: dict[str, Any]) -> Callable[[Any, Path], None]:
                 return counted(file, mode, *args, **kwargs)
             return _Halving(inner(file, mode, *args, **kwargs), due)
 
-        io.open = builtins.open = opened  # type: ignore[assignment]
+        io.open = builtins.open = opened
 
     def give_store(store: Any, folder: Path) -> None:
         if step == "commit":

@@ -211,8 +211,8 @@ class LanceStore:
             finished = True
         finally:
             if tagged:
-                # A scan that nobody finished is ended by the garbage collector, on whichever thread it runs. On LanceDB's
-                # own a call into LanceDB would wait for itself, so another one makes it.
+                # A scan that nobody finished is ended by the garbage collector, on whichever thread it runs. On
+                # LanceDB's own a call into LanceDB would wait for itself, so another one makes it.
                 forgetting = threading.Thread(target=_forget, args=(moment, tag))
                 forgetting.start()
                 if finished:

@@ -51,6 +51,7 @@ def test_a_share_opens_the_files_anew_wherever_it_is(docs: Path, monkeypatch: py
     assert [one.where for one in first if isinstance(one, Failure)] == ["docs/broken.pdf"]
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_index_on_a_cluster_of_its_own_then_locally(docs: Path, model_folder: Path) -> None:
     pytest.importorskip("lancedb")

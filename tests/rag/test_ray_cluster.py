@@ -18,6 +18,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_cluster_that_is_started_here_listens_here_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="the package ray is not installed")

@@ -127,6 +127,7 @@ def kill_an_actor(node: Any) -> None:
     os.kill(actor.pid, signal.SIGKILL)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_actor_a_lost_machine_and_a_deadly_document_lose_nothing_else(
     cluster: Any, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -163,6 +164,7 @@ def test_a_killed_actor_a_lost_machine_and_a_deadly_document_lose_nothing_else(
     assert ray.is_initialized()  # whoever connected disconnects
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_model_that_is_not_there_is_said_before_anything_is_made(cluster: Any, tmp_path: Path) -> None:
     from gritkit.errors import CheckpointError

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 
 from gritkit.errors import GritkitError, InputError
 from gritkit_eval.bench.harness import Contestant, Running
@@ -200,6 +201,7 @@ def run(settings: Settings) -> Report:
         finally:
             for each in (ours, theirs):
                 each.close()
+        typer.echo("store and codecs", err=True)
         loads = load_rates(place, settings.rounds, settings.block_mb)
         real, codec_model = _codec_model(settings, place)
         by_codec = codecs(
@@ -214,8 +216,13 @@ def run(settings: Settings) -> Report:
 def _index(current: _Run) -> None:
     """A knowledge base for each codec; all documents in the default one's, which is the dear part."""
     for codec in ("int8", *_CODECS):
-        cases = [one for one in current.settings.cases if codec == "int8" or _is_checked(one)]
+        cases = [
+            one
+            for one in current.settings.cases
+            if codec == "int8" or _is_checked(one) or one.num_tokens == current.settings.several
+        ]
         texts = {case.name: current.material.documents[case.name] for case in cases}
+        typer.echo(f"reading documents for the codec {codec}", err=True)
         current.saved(current.ours, current.of_gritkit(codec, add=texts), f"added-{codec}")
 
 
@@ -227,6 +234,7 @@ def _is_checked(case: Case) -> bool:
 def _check(current: _Run) -> list[Check]:
     """Every codec's logits against the reference; the exact codec's must be equal to it."""
     checks = []
+    typer.echo("comparing logits", err=True)
     for case in current.settings.cases:
         options = current.asked(case, "cached", logits=True)
         current.tokens[case.name] = current.saved(current.ours, options, f"tokens-{case.name}.npz")
@@ -286,6 +294,7 @@ def _ways(current: _Run, case: Case) -> list[_Way]:
 def _case(current: _Run, case: Case) -> list[Row]:
     """All ways in turn, round after round in rotating order, after one uncounted run each."""
     ways = _ways(current, case)
+    typer.echo(f"{case.name} document tokens: {len(ways)} ways, {current.settings.rounds} rounds", err=True)
     seconds: list[list[float]] = [[] for _ in ways]
     loads: list[list[float]] = [[] for _ in ways]
     for number in range(current.settings.rounds + 1):

@@ -21,6 +21,7 @@ SHAPES = {"28M": (512, 8, 1408, 8, 2), "tiny": (64, 2, 128, 4, 2)}
 """Name -> hidden size, layers, feed-forward size, heads, key-value heads."""
 _NUM_TEXTS = 3000
 """Docstrings that the tokenizer is trained on and documents are cut from."""
+_NO_LIMIT = 1 << 30
 _FILLER = " the"
 _MARGIN = 64
 """Positions beyond the longest document and the question: the answer, and what chunks keep free."""
@@ -65,7 +66,7 @@ def make(folder: Path, cases: Sequence[Case], *, question_tokens: int, shape: st
     words = " ".join(texts).split()
 
     def of_document(text: str) -> int:
-        return len(model.tokens.to_embed([text], "passage", None, model.context_length, truncate=False)[0])
+        return len(model.tokens.to_embed([text], "passage", None, _NO_LIMIT, truncate=False)[0])
 
     documents: dict[str, list[str]] = {}
     place = 0

@@ -18,7 +18,7 @@ PLOT = Path("plots/bench-rag.png")
 """Beside the results file."""
 _SHOWN = {
     FULL[0]: "full prefill, gritkit", FULL[1]: "full prefill, transformers", "cached, cold disk": "cached, cold disk",
-    "cached, warm": "cached, warm", "cached, on the device": "cached, on the device",
+    "cached, warm": "cached, warm (and how many times as fast)", "cached, on the device": "cached, on the device",
 }  # fmt: skip
 _COLOURS = ("#8c8c8c", "#444444", "#d95f02", "#1b6ca8", "#2a9d6f")
 
@@ -109,14 +109,15 @@ def plot(made: Report, results: Path) -> Path:
         heights = [1e3 * row.median for row in rows]
         axes.plot([row.case.num_tokens for row in rows], heights, "o-", color=colour, label=label)
         if way == "cached, warm":
-            for row, height in zip(rows, heights, strict=True):
+            for row in rows:
+                lowest = min(1e3 * one.median for one in made.rows if one.case == row.case and one.way in _SHOWN)
                 axes.annotate(
-                    f"{made.ratio(row):.0f}x", (row.case.num_tokens, height), (0, -15), textcoords="offset points",
+                    f"{made.ratio(row):.0f}x", (row.case.num_tokens, lowest), (0, -18), textcoords="offset points",
                     ha="center", color=colour,
                 )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.margins(y=0.12)
+    axes.margins(x=0.07, y=0.12)
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
     axes.set_xlabel("document tokens")

@@ -126,7 +126,7 @@ def load_rates(folder: Path, rounds: int, sizes: Sequence[float]) -> list[LoadRo
 
 def codecs(real: GritModel, text: str, *, num_tokens: int, rounds: int) -> list[CodecRow]:
     """Errors on what a model really reads; rates on ``num_tokens`` tokens of 8 layers with 2 heads of 64."""
-    _, (document,) = real.read([text])
+    _, (document,) = real.read([text], truncate=True)
     shape = (2, num_tokens, 64)
     torch.manual_seed(0)
     wide = DocKV((0,) * num_tokens, 0, 0, *(tuple(torch.randn(shape) for _ in range(8)) for _ in range(2)))
