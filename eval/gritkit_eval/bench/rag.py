@@ -266,7 +266,8 @@ def _ways(current: _Run, case: Case) -> list[_Way]:
         name: str, reuse: str = "cached", codec: str = "int8", tier: str = "disk", is_cold: bool = False
     ) -> _Way:
         files = tuple(sorted(current.base(codec).rglob("*.kv"))) if is_cold else ()
-        return _Way(name, codec, ours, current.asked(case, reuse, codec, tier), rounds, files)
+        held = "float32" if reuse == "prefix" else codec
+        return _Way(name, held, ours, current.asked(case, reuse, codec, tier), rounds, files)
 
     ways = [
         _Way(FULL[0], "", ours, current.asked(case, "off"), full, is_long=is_long),
