@@ -291,7 +291,7 @@ def test_the_refused_are_listed_once_and_left_out_when_asked(base: KnowledgeBase
 def test_of_one_id_in_one_commit_the_later_stays(base: KnowledgeBase, model: GritModel) -> None:
     intake = Intake(base, 1)
     intake.begin()
-    twice = [Document("first version", id="same"), Document("second version", id="same")]
+    twice = [Document(LONG, id="same"), Document("second version", id="same")]
     for parcel in read_all(Worker(reader_of(model, base)), fed(base, *twice)):
         intake.take(parcel)
     intake.commit()
