@@ -1,4 +1,4 @@
-"""glibc's malloc, told to keep the large buffers of a forward pass instead of returning them to the kernel.
+"""glibc's malloc, told to keep the large buffers of a forward pass, and to return what other work left behind.
 
 By default an activation above the threshold (128 KiB, growing to at most 32 MiB) is a fresh ``mmap``: the kernel zeroes
 its pages on first touch and takes them back as soon as it is freed, layer after layer.
@@ -28,3 +28,14 @@ def keep_large_buffers() -> bool:
         return False
     taken = mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
     return bool(taken)
+
+
+def return_free_memory() -> bool:
+    """Give what is free in the heap back to the kernel, after work that took much more than what follows it will.
+
+    Returns whether this is a glibc and there was some.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return malloc_trim is not None and bool(malloc_trim(0))

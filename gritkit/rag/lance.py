@@ -8,7 +8,6 @@ This module knows nothing about models or key-values, and imports no torch.
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import threading
@@ -22,21 +21,31 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gritkit.errors import MissingExtraError, StoreError
+from gritkit.allocator import return_free_memory
+from gritkit.errors import StoreError
 from gritkit.rag.lance_index import Setting, asked, index_all_but_vectors, index_vectors, read_setting
+from gritkit.rag.lance_table import (
+    COLUMNS,
+    LANCE_ERRORS,
+    arrow_of,
+    connect,
+    having,
+    is_conflict,
+    lance_errors,
+    quoted,
+    row_of,
+    rows_at,
+    schema_of,
+    table_names,
+)
 from gritkit.rag.lance_vectors import VectorCache
 from gritkit.rag.ranking import exact, ranked
 from gritkit.rag.store import Head, Row, Size, Vector, words_of
 
 T = TypeVar("T")
 
-_SCALARS = ("id", "document", "text", "metadata", "digest", "block_key", "fingerprint")
-_NUMBERS = ("number", "count")
-_COLUMNS = ("id", "document", "number", "count", "text", "metadata", "tags", "digest", "token_ids", "block_key",
-            "fingerprint")  # fmt: skip
 _EXACT_BYTES = 64 << 20  # vectors up to here: one matrix product takes less time than an index (20,000 x 768)
 _MATRIX_BYTES = 512 << 20  # vectors that are held in memory while there is no index to ask
-_CACHE_BYTES = 256 << 20  # what LanceDB may keep of indices and of metadata, each; its own default is 6 GiB and 1 GiB
 _FEW = 1000  # rows that pass a filter are scored one by one up to here
 _VALUES_AT_ONCE = 1000  # a filter is parsed as text
 _ATTEMPTS = 20
@@ -47,7 +56,6 @@ _SCAN = "scan-"
 _SCAN_KEPT_S = 24 * 3600  # a scan that has not ended by then was killed
 _FRAGMENTS = 32
 _MOST_FRAGMENTS = 256
-_LANCE_ERRORS = (OSError, RuntimeError, ValueError)  # it has no base class of its own
 _TABLE = re.compile(r"documents_(\d+)")
 
 
@@ -70,8 +78,8 @@ class LanceStore:
         self._exact_bytes = exact_bytes
         self._table: Any = None
         self._plan: tuple[int, Setting | None, bool] | None = None
-        with _errors("open", self._where):
-            self._database = _connect(self._where)
+        with lance_errors("open", self._where):
+            self._database = connect(self._where)
             self._table = self._open(f"documents_{generation}")
             found = self._table.schema.field("vector").type.list_size
         if found != dim:
@@ -86,15 +94,15 @@ class LanceStore:
         """The tables that exist there, oldest first."""
         if "://" not in str(where) and not Path(where).is_dir():
             return []  # to ask would make the folder
-        with _errors("read", str(where)):
-            names = (_TABLE.fullmatch(name) for name in _names(_connect(str(where))))
+        with lance_errors("read", str(where)):
+            names = (_TABLE.fullmatch(name) for name in table_names(connect(str(where))))
             return sorted(int(found.group(1)) for found in names if found)
 
     @staticmethod
     def drop_generation(where: str | Path, generation: int) -> None:
         """Delete a table; one that does not exist is passed over."""
-        with _errors("write", str(where)):
-            _connect(str(where)).drop_table(f"documents_{generation}", ignore_missing=True)
+        with lance_errors("write", str(where)):
+            connect(str(where)).drop_table(f"documents_{generation}", ignore_missing=True)
 
     def size(self) -> Size:
         with self._errors("read"):
@@ -117,15 +125,15 @@ class LanceStore:
     def get(self, documents: Sequence[str]) -> dict[str, list[Row]]:
         rows: dict[str, list[Row]] = {}
         with self._errors("read"):
-            for found in self._where_in("document", documents, (*_COLUMNS, "vector")):
-                rows.setdefault(found["document"], []).append(_row(found))
+            for found in self._where_in("document", documents, (*COLUMNS, "vector")):
+                rows.setdefault(found["document"], []).append(row_of(found))
         return {document: sorted(parts, key=lambda row: row.number) for document, parts in rows.items()}
 
     def replace(self, rows: Sequence[Row]) -> None:
         if not rows:
             return
-        data = self._to_arrow(rows)
-        mine = f"document IN ({', '.join(_quoted(one) for one in dict.fromkeys(row.document for row in rows))})"
+        data = arrow_of(rows, self._dim)
+        mine = f"document IN ({', '.join(quoted(one) for one in dict.fromkeys(row.document for row in rows))})"
         with self._errors("write"):
             merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             merge = merge.when_not_matched_by_source_delete(mine)
@@ -133,8 +141,8 @@ class LanceStore:
             if self._is_scattered():
                 try:
                     self._tidy()
-                except _LANCE_ERRORS as error:
-                    if not _is_conflict(error):  # else another writer is at it
+                except LANCE_ERRORS as error:
+                    if not is_conflict(error):  # else another writer is at it
                         raise
 
     def delete(self, documents: Sequence[str]) -> int:
@@ -143,19 +151,19 @@ class LanceStore:
             return 0
         known = len(self.heads(given))
         with self._errors("write"):
-            filtered = f"document IN ({', '.join(map(_quoted, given))})"
+            filtered = f"document IN ({', '.join(map(quoted, given))})"
             self._committed(lambda: self._table.delete(filtered))
         return known
 
     def nearest(self, vector: Vector, top_k: int, tags: Sequence[str] = ()) -> list[tuple[Row, float]]:
         query = np.asarray(vector, dtype=np.float32)
-        condition = _having(tags)
+        condition = having(tags)
         with self._errors("read"):
             version, setting, in_memory = self._search_plan()
             if setting is None and in_memory:
                 snapshot = self._vectors.at(version)
                 addresses = snapshot.nearest(query, top_k, condition)
-                return ranked(_taken(snapshot.table, addresses.tolist()), query, top_k)
+                return ranked(rows_at(snapshot.table, addresses.tolist()), query, top_k)
             if setting is not None:
                 self._vectors.drop()
                 if condition:
@@ -173,10 +181,10 @@ class LanceStore:
         if not words.strip():
             return []
         with self._errors("read"):
-            query = self._table.search(match(words, "text")).limit(top_k).select([*_COLUMNS, "_score"])
+            query = self._table.search(match(words, "text")).limit(top_k).select([*COLUMNS, "_score"])
             if tags:
-                query = query.where(_having(tags), prefilter=True)
-            found = [(_row(one), float(one["_score"])) for one in query.to_list()]
+                query = query.where(having(tags), prefilter=True)
+            found = [(row_of(one), float(one["_score"])) for one in query.to_list()]
         return sorted(found, key=lambda pair: (-pair[1], pair[0].id))
 
     def referenced(self, block_keys: Iterable[str]) -> set[str]:
@@ -203,7 +211,7 @@ class LanceStore:
                         rows = [
                             row
                             for one in range(begin, end, _TAKEN)
-                            for row in _taken(moment, addresses[one : min(end, one + _TAKEN)])
+                            for row in rows_at(moment, addresses[one : min(end, one + _TAKEN)])
                         ]
                     # taken in the order of the table's files, whatever order they were asked in
                     yield sorted(rows, key=lambda row: (row.document, row.number))
@@ -222,8 +230,15 @@ class LanceStore:
         with self._errors("write"):
             index_all_but_vectors(self._table)
             self._committed(self._tidy)
-            if self._table.count_rows() * self._dim * 4 > self._exact_bytes:
-                index_vectors(self._table, self._committed)
+            if self._bytes() > self._exact_bytes:
+                index_vectors(self._table, self._committed, in_memory=self._in_memory(self._bytes()))
+
+    def searched_by(self) -> str:
+        with self._errors("read"):
+            _, setting, in_memory = self._search_plan()
+        if setting is not None:
+            return f"index, {setting.probes} lists, measured recall {setting.recall:.3f}"
+        return "exact, in memory" if in_memory else "exact, from disk"
 
     def close(self) -> None:
         self._table = None
@@ -235,9 +250,9 @@ class LanceStore:
         def made() -> Any:
             try:
                 table = self._database.open_table(name)
-            except _LANCE_ERRORS:
+            except LANCE_ERRORS:
                 # not there, or a folder without a version: somebody is making it, or was killed while doing so
-                table = self._database.create_table(name, schema=_schema(self._dim), exist_ok=True)
+                table = self._database.create_table(name, schema=schema_of(self._dim), exist_ok=True)
             index_all_but_vectors(table)
             return table
 
@@ -252,21 +267,28 @@ class LanceStore:
         """The newest version, the index's setting where it is to be asked, and whether the vectors go into memory."""
         version = int(self._table.version)
         if self._plan is None or self._plan[0] != version:
-            size = int(self._table.count_rows()) * self._dim * 4
+            size = self._bytes()
             setting = read_setting(self._table) if size > self._exact_bytes else None
             usable = setting if setting is not None and setting.probes else None
-            self._plan = (version, usable, size <= max(_MATRIX_BYTES, self._exact_bytes))
+            self._plan = (version, usable, self._in_memory(size))
         return self._plan
 
+    def _bytes(self) -> int:
+        """Of all vectors."""
+        return int(self._table.count_rows()) * self._dim * 4
+
+    def _in_memory(self, size: int) -> bool:
+        return size <= max(_MATRIX_BYTES, self._exact_bytes)
+
     def _proposed(self, query: Vector, limit: int, condition: str, setting: Setting | None) -> list[Row]:
-        search = self._table.search(query).limit(limit).select([*_COLUMNS, "vector", "_distance"])
+        search = self._table.search(query).limit(limit).select([*COLUMNS, "vector", "_distance"])
         if setting is not None:
             search = asked(search, setting.probes, setting.refine)
         else:
             search = search.distance_type("dot").bypass_vector_index()
         if condition:
             search = search.where(condition, prefilter=True)
-        return [_row(found) for found in search.to_list()]
+        return [row_of(found) for found in search.to_list()]
 
     def _is_scattered(self) -> bool:
         """Whether to compact: it rewrites what is there, so it waits until a quarter more has come."""
@@ -288,13 +310,14 @@ class LanceStore:
             made = [one["timestamp"] for one in self._table.list_versions() if one["version"] in held]
             kept = max([kept, *(now - one.replace(tzinfo=None) + timedelta(minutes=1) for one in made)])
         self._table.optimize(cleanup_older_than=kept)
+        return_free_memory()  # what compacting took is several times what writing takes
 
     def _tagged(self, moment: Any, tag: str) -> bool:
         """Keep a version from being deleted while it is read; a place that cannot be written to is read as it is."""
         version = moment.version
         try:
             moment.tags.create(tag, version)
-        except _LANCE_ERRORS:
+        except LANCE_ERRORS:
             moment.checkout(version)
             return False
         moment.checkout(version)
@@ -303,7 +326,7 @@ class LanceStore:
     def _where_in(self, column: str, values: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         once = list(dict.fromkeys(values))
         for start in range(0, len(once), _VALUES_AT_ONCE):
-            filtered = f"{column} IN ({', '.join(map(_quoted, once[start : start + _VALUES_AT_ONCE]))})"
+            filtered = f"{column} IN ({', '.join(map(quoted, once[start : start + _VALUES_AT_ONCE]))})"
             yield from self._table.search().where(filtered).limit(None).select(list(columns)).to_arrow().to_pylist()
 
     def _committed(self, write: Callable[[], T]) -> T:
@@ -311,110 +334,21 @@ class LanceStore:
         for attempt in range(_ATTEMPTS):
             try:
                 return write()
-            except _LANCE_ERRORS as error:
-                if attempt == _ATTEMPTS - 1 or not _is_conflict(error):
+            except LANCE_ERRORS as error:
+                if attempt == _ATTEMPTS - 1 or not is_conflict(error):
                     raise
             time.sleep(random.uniform(0, min(_LONGEST_WAIT_S, 0.01 * 2**attempt)))
         raise AssertionError("the last attempt returned or raised")
-
-    def _to_arrow(self, rows: Sequence[Row]) -> Any:
-        import pyarrow as pa
-
-        schema = _schema(self._dim)
-        vectors = np.stack([row.vector for row in rows if row.vector is not None]).astype(np.float32)
-        assert vectors.shape == (len(rows), self._dim), "every row brings a vector of the table's length"
-        columns = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in _COLUMNS]
-        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self._dim))
-        return pa.Table.from_arrays(columns, schema=schema)
 
     @contextmanager
     def _errors(self, verb: str) -> Iterator[None]:
         if self._table is None:
             raise StoreError("this knowledge base was closed: open it again")
-        with _errors(verb, self._where):
+        with lance_errors(verb, self._where):
             yield
-
-
-@contextmanager
-def _errors(verb: str, where: str) -> Iterator[None]:
-    """Whatever LanceDB raises, as one line."""
-    try:
-        yield
-    except _LANCE_ERRORS as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StoreError(f"cannot {verb} the knowledge base in {where}: {line:.300}") from error
-
-
-def _is_conflict(error: Exception) -> bool:
-    return re.search("conflict|concurrent|already exists", str(error), re.IGNORECASE) is not None
-
-
-def _connect(where: str) -> Any:
-    os.environ.setdefault("LANCEDB_LOG", "error")  # its own default writes warnings to stderr
-    try:
-        import lancedb
-    except ImportError:
-        raise MissingExtraError("lancedb", "rag") from None
-    session = lancedb.Session(index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES)
-    # interval 0: every read looks for others' writes
-    return lancedb.connect(where, read_consistency_interval=timedelta(0), session=session)
-
-
-def _names(database: Any) -> list[str]:
-    names: list[str] = []
-    page = ""
-    while True:
-        found = database.list_tables(page_token=page or None)
-        names += found.tables
-        page = found.page_token or ""
-        if not page:
-            return names
-
-
-def _schema(dim: int) -> Any:
-    import pyarrow as pa
-
-    types = {name: pa.string() for name in _SCALARS} | {name: pa.int32() for name in _NUMBERS}
-    types |= {"tags": pa.list_(pa.string()), "token_ids": pa.list_(pa.int32())}
-    # the key makes two writers of one new document conflict; without it both would insert it
-    key = {"id": {"lance-schema:unenforced-primary-key": "true"}}
-    fields = [pa.field(name, types[name], nullable=False, metadata=key.get(name)) for name in _COLUMNS]
-    return pa.schema([*fields, pa.field("vector", pa.list_(pa.float32(), dim), nullable=False)])
 
 
 def _forget(moment: Any, tag: str) -> None:
     """Let a version go that a scan held; one that is not let go now is by :meth:`LanceStore.optimize`."""
-    with suppress(*_LANCE_ERRORS):
+    with suppress(*LANCE_ERRORS):
         moment.tags.delete(tag)
-
-
-def _taken(table: Any, addresses: Sequence[int]) -> list[Row]:
-    if not addresses:
-        return []
-    return [_row(found) for found in table.take_row_ids(list(addresses)).select([*_COLUMNS, "vector"]).to_list()]
-
-
-def _row(found: dict[str, Any]) -> Row:
-    vector = found.get("vector")
-    return Row(
-        document=found["document"],
-        number=found["number"],
-        count=found["count"],
-        text=found["text"],
-        metadata=found["metadata"],
-        tags=tuple(found["tags"]),
-        digest=found["digest"],
-        token_ids=tuple(found["token_ids"]),
-        block_key=found["block_key"],
-        fingerprint=found["fingerprint"],
-        vector=None if vector is None else np.asarray(vector, dtype=np.float32),
-    )
-
-
-def _having(tags: Sequence[str]) -> str:
-    return " AND ".join(f"array_has(tags, {_quoted(tag)})" for tag in tags)
-
-
-def _quoted(text: str) -> str:
-    """A literal of LanceDB's SQL: there a doubled quote is the only escape, and nothing else inside has a meaning."""
-    return "'" + text.replace("'", "''") + "'"

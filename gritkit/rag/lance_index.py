@@ -28,12 +28,12 @@ _KEYS = ("id", "document", "block_key")  # without an index on them every write 
 _PLACE = "gritkit:search"
 _FEWEST_ROWS = 512  # fewer give no centres worth having
 _QUERIES = 128
-_LADDER = ((4, 2), (8, 2), (16, 2), (32, 2), (32, 4), (64, 4), (128, 8), (256, 8))
+_LADDER = ((4, 2), (8, 2), (16, 2), (32, 2), (64, 4), (128, 8), (256, 8), (1024, 8))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How the vector index is asked, and what was measured. No probes: it is not good enough to be asked."""
+    """How the vector index is asked, and what was measured. No probes: it is not asked."""
 
     probes: int
     refine: int
@@ -68,8 +68,11 @@ def read_setting(table: Any) -> Setting | None:
     return Setting(**json.loads(found)) if found else None
 
 
-def index_vectors(table: Any, commit: Callable[[Callable[[], object]], object]) -> None:
-    """Build the vector index where there is none or the table has doubled since; measure it when it has grown."""
+def index_vectors(table: Any, commit: Callable[[Callable[[], object]], object], *, in_memory: bool) -> None:
+    """Build the vector index where there is none or the table has doubled since; measure it when it has grown.
+
+    ``in_memory``: without an index, a search would be one product with a matrix in memory.
+    """
     rows = int(table.count_rows())
     old = read_setting(table)
     if rows < _FEWEST_ROWS or (old is not None and old.tuned_rows <= rows < 1.25 * old.tuned_rows):
@@ -81,7 +84,8 @@ def index_vectors(table: Any, commit: Callable[[Callable[[], object]], object]) 
         config = IvfSq(distance_type="dot", num_partitions=_partitions(rows))
         commit(lambda: table.create_index("vector", config=config, replace=True))
         built = rows
-    most = _partitions(built)
+    # an index that has to look at more than this saves nothing over one matrix product, and much over reading files
+    most = max(1, _partitions(built) // 8) if in_memory else _partitions(built)
     ladder = list(dict.fromkeys((min(probes, most), refine) for probes, refine in _LADDER))
     queries = sample_queries(_sample(table, rows))
     true = true_scores(_batches(table), queries)

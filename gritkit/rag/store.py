@@ -114,5 +114,8 @@ class DocumentStore(Protocol):
     def optimize(self) -> None:
         """Compact, drop old versions, and build or extend the indices that the size calls for."""
 
+    def searched_by(self) -> str:
+        """How :meth:`nearest` searches at the present size, for people: exact, or by an index and its recall."""
+
     def close(self) -> None:
         """Let go of the database; the store is not used afterwards."""

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from gritkit.errors import StoreError
 from gritkit.rag.lance import LanceStore
-from gritkit.rag.lance_index import read_setting
 from gritkit.rag.postgres import PostgresStore
 from gritkit.rag.store import DocumentStore, Head, Row
 
@@ -243,17 +242,13 @@ def test_an_index_that_is_not_good_enough_is_not_asked(make: Make, monkeypatch: 
     vectors = clustered(600, 16)
     store.replace(numbered(vectors))
     store.optimize()
-    assert not uses_index(store)
+    assert store.searched_by().startswith("exact")
     query = clustered(1, 16, seed=8)[0]
     assert ids(store.nearest(query, 20)) == [f"d{one:05}#0" for one in np.argsort(-(vectors @ query))[:20]]
 
 
-def uses_index(store: Any) -> bool:
-    if isinstance(store, LanceStore):
-        setting = read_setting(store._table)
-        return setting is not None and setting.probes > 0 and setting.recall >= 0.98
-    setting = store._call("read", store._setting)
-    return setting is not None and setting.ef > 0 and setting.recall >= 0.98
+def uses_index(store: DocumentStore) -> bool:
+    return store.searched_by().startswith("index") and float(store.searched_by().split()[-1]) >= 0.98
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

@@ -67,21 +67,23 @@ def load(options: dict[str, Any]) -> Any:
 
         def found(search: Callable[[Any], Any], step: int = 1, offset: int = 0) -> dict[str, float]:
             """Latencies, and the recall among every so manieth chunk; of equal chunks one is as good as another."""
-            took, hits, wanted = [], 0, 0
+            took, hits, wanted, cpu = [], 0, 0, 0.0
             for query in [queries.vectors[0], *queries.vectors]:
-                start = time.perf_counter()
+                start, start_cpu = time.perf_counter(), time.process_time()
                 rows = search(query)
                 took.append(time.perf_counter() - start)
+                cpu += time.process_time() - start_cpu
                 true = np.sort(matrix[offset::step] @ query)[::-1][:10]
                 got = [matrix[int(row.document[3:])] @ query for row, _ in rows or []]
                 hits += sum(score >= true[-1] - 1e-5 for score in got)
                 wanted += len(true)
-            return _milliseconds(took) | {"recall": hits / wanted}
+            return _milliseconds(took) | {"cpu": 1000 * cpu / len(took), "recall": hits / wanted}
 
         figures["numpy"] = found(_plain(matrix)) | {"recall": None}
         exact = opened(exact_bytes=_MANY)
         figures["exact"] = found(lambda query: exact.nearest(query, 10))
         exact.close()
+        figures["searched_by"] = store.searched_by()
         figures["index"] = found(lambda query: store.nearest(query, 10))
         figures["filter 1/20"] = found(lambda query: store.nearest(query, 10, ["twentieth3"]), 20, 3)
         figures["filter 1/1000"] = found(lambda query: store.nearest(query, 10, ["thousandth7"]), 1000, 7)
