@@ -108,9 +108,10 @@ class Plan:
             at = segment.end
         if at == 0:
             raise InputError("a plan needs at least one token")
-        slots = [segment.slot for segment in self.segments if segment.slot is not None]
-        if len(set(slots)) < len(slots):
-            raise InputError(f"one segment a slot and a pass, not {slots}")
+        # all of them are written before any attends, so in one slot each sees what those before it wrote in this pass
+        written = sorted((s.slot, s.past, s.past + s.length) for s in self.segments if s.slot is not None)
+        if any(one == other and end > start for (one, _, end), (other, start, _) in pairwise(written)):
+            raise InputError(f"a place in a slot is written once in a pass, not as in {written} of (slot, start, end)")
 
     @property
     def length(self) -> int:

@@ -31,12 +31,18 @@ STORE = SlotStore(num_slots=2, max_length=8)
         ((Segment(0, 3, False, slot=0),), STORE, "causal"),
         ((Segment(0, 3, True), Segment(3, 5, True, reads=((0, 2),), slot=0)), STORE, "reads"),
         ((Segment(0, 3, True), Segment(3, 5, True, reads=((0, 2),))), STORE, "reads its slot"),
-        ((Segment(0, 3, True, slot=1), Segment(3, 5, True, slot=1)), STORE, "one segment a slot"),
+        ((Segment(0, 3, True, slot=1), Segment(3, 5, True, slot=1)), STORE, "written once"),
+        ((Segment(0, 3, True, slot=1, past=4), Segment(3, 6, True, slot=1, past=2)), STORE, "written once"),
     ],
 )
 def test_plans_that_cannot_be_are_refused(segments: tuple[Segment, ...], store: SlotStore | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Plan(segments, store=store)
+
+
+def test_gaps_between_segments_of_a_slot_are_allowed() -> None:
+    parts = (Segment(0, 3, True, slot=1, past=4), Segment(3, 5, True, slot=1, past=2), Segment(5, 8, True, slot=0))
+    assert Plan(parts, store=STORE).length == 8
 
 
 def test_equal_neighbours_share_a_kernel_call() -> None:

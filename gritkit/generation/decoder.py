@@ -77,12 +77,26 @@ class _Row:
     limit: int
     sampler: Sampler
     text: TextStream
-    past: int
-    todo: list[int]
-    links: list[tuple[int, list[int]]]
-    """(place, tokens) still to be computed again before the prompt, in order."""
+    todo: list[tuple[int, list[int]]]
+    """(place in the slot, tokens) still to be computed, in order; then comes the next token."""
     shown: list[str] = field(default_factory=list)
     produced: list[int] = field(default_factory=list)
+
+    @property
+    def num_todo(self) -> int:
+        return sum(len(tokens) for _, tokens in self.todo)
+
+    def take(self, count: int) -> list[tuple[int, list[int]]]:
+        """The next ``count`` tokens to compute, in as few pieces as there are gaps between them."""
+        taken = []
+        while count and self.todo:
+            place, tokens = self.todo.pop(0)
+            if len(tokens) > count:
+                self.todo.insert(0, (place + count, tokens[count:]))
+                tokens = tokens[:count]
+            taken.append((place, tokens))
+            count -= len(tokens)
+        return taken
 
 
 class Decoder:
@@ -143,7 +157,7 @@ class Decoder:
             InputError: for an empty prompt, one that does not fit the context, or when no slot is free.
             UnsupportedModelError: for documents on a model whose positions cannot be moved.
         """
-        room, past = self.room(request), request.num_laid
+        room = self.room(request)
         slot = self._store.take()
         try:
             self._lay(slot, request)
@@ -152,20 +166,16 @@ class Decoder:
             raise
         number, self._next = self._next, self._next + 1
         laid = joined_ids(request.documents, request.join)
-        seen = laid + list(request.prompt_ids)
+        prompt_ids = list(request.prompt_ids)
+        later = request.places[1:] if request.link_tokens else []
+        links = [(start, laid[start : min(start + request.link_tokens, end)]) for start, end in later]
         self._rows[number] = _Row(
             slot=slot,
             request=request,
             limit=min(request.params.max_new_tokens, room),
-            sampler=sampler or Sampler(request.params, seen),
-            text=TextStream(self._tokenizer, request.prompt_ids, request.params.stop),
-            past=past,
-            todo=list(request.prompt_ids),
-            links=[
-                (start, laid[start : min(start + request.link_tokens, end)])
-                for start, end in request.places[1:]
-                if request.link_tokens
-            ],
+            sampler=sampler or Sampler(request.params, laid + prompt_ids),
+            text=TextStream(self._tokenizer, prompt_ids, request.params.stop),
+            todo=[*links, (len(laid), prompt_ids)],
         )
         return number
 
@@ -186,17 +196,12 @@ class Decoder:
         segments, wanted = [], []
         for number, count in chosen:
             row = self._rows[number]
-            if row.links:
-                place, new = row.links.pop(0)
-            else:
-                place, new = row.past, row.todo[:count]
-                row.past += count
-                del row.todo[:count]
-                if not row.todo:
-                    wanted.append((number, len(ids) + count - 1))
-            segments.append(Segment(len(ids), len(ids) + len(new), True, slot=row.slot, past=place))
-            positions += range(place, place + len(new))
-            ids += new
+            for place, new in row.take(count):
+                segments.append(Segment(len(ids), len(ids) + len(new), True, slot=row.slot, past=place))
+                positions += range(place, place + len(new))
+                ids += new
+            if not row.todo:
+                wanted.append((number, len(ids) - 1))
         device = self._backbone.device
         logits_KV = self._backbone.logits(
             torch.tensor(ids, device=device),
@@ -222,15 +227,16 @@ class Decoder:
         joining = []
         for number, row in self._rows.items():
             if not row.produced and budget > 0:
-                count = len(row.links[0][1]) if row.links else min(len(row.todo), budget)
+                count = min(row.num_todo, budget)
                 budget -= count
                 joining.append((number, count))
         return decoding + joining
 
     def _advance(self, number: int, token: int) -> list[Event]:
         row = self._rows[number]
+        place = row.request.num_laid + len(row.request.prompt_ids) + len(row.produced)
         row.produced.append(token)
-        row.todo = [token]
+        row.todo = [(place, [token])]
         if token in self._eos_ids:
             return self._close(number, "stop")
         new = row.text.push(token)

@@ -34,6 +34,7 @@ FULL = ("gritkit, off", "transformers, one pass")
 """Ways that read the documents."""
 _CODECS = ("exact", "int4")
 """Measured beside int8, on a part of the cases."""
+_KEPT = "transformers, key-values in memory"
 _LINK = "linked, first 16 tokens of later documents computed"
 
 
@@ -255,7 +256,19 @@ def _check(current: _Run) -> list[Check]:
                     f"(at most {TOLERANCE:.0e} is the same answer), so no figure counts"
                 )
             checks.append(Check(case, codec, error, same))
+        _check_kept(current, case)
     return checks
+
+
+def _check_kept(current: _Run, case: Case) -> None:
+    """transformers with kept key-values against transformers without: else the row would be of another job."""
+    full, kept = (
+        np.load(current.saved(current.theirs, current.of_transformers(case, way), f"{way}.npy"))
+        for way in ("full", "memory")
+    )
+    error = float(np.linalg.norm(kept - full) / np.linalg.norm(full))
+    if error > TOLERANCE:
+        raise GritkitError(f"{case.name} tokens: {_KEPT}: logits differ by {error:.1e}, so no figure counts")
 
 
 def _ways(current: _Run, case: Case) -> list[_Way]:
@@ -272,6 +285,7 @@ def _ways(current: _Run, case: Case) -> list[_Way]:
     ways = [
         _Way(FULL[0], "", ours, current.asked(case, "off"), full, is_long=is_long),
         _Way(FULL[1], "", theirs, current.of_transformers(case, "full"), full, is_long=is_long),
+        _Way(_KEPT, "float32", theirs, current.of_transformers(case, "memory"), rounds),
         cached("cached, warm"),
         cached("cached, cold disk", is_cold=True),
         cached("cached, in memory", tier="memory"),

@@ -1,4 +1,5 @@
-"""transformers alone: the whole prompt in one pass; the GRIT paper's scheme; the pass that cached answers must equal.
+"""transformers alone: the whole prompt in one pass, or only the question after key-values that were kept in memory; the
+GRIT paper's scheme; the pass that cached answers must equal.
 
 The tokens come from what gritkit saved (``rag_gritkit.first_logits``): the same documents, the same question.
 """
@@ -19,8 +20,8 @@ def model_of(folder: str) -> Any:
 
 
 def load(options: dict[str, Any]) -> Any:
-    """Options: none to begin with; then folder, tokens (file) and way: full, reference, or paper with a file for its
-    key-values."""
+    """Options: none to begin with; then folder, tokens (file) and way: full, memory, reference, or paper with a file
+    for its key-values."""
     import numpy as np
     import torch
     import transformers  # noqa: F401  # its absence is told at the first, empty request
@@ -36,9 +37,13 @@ def load(options: dict[str, Any]) -> Any:
     def save(logits: Any, path: str) -> None:
         np.save(path, logits[0, -1].numpy())
 
-    if options["way"] == "full":
+    if options["way"] in ("full", "memory"):
         later = [one[skip:] for one, skip in zip(documents[1:], left_out[1:], strict=True)]
-        ids = torch.cat([documents[0], *later, prompt])[None]
+        read = torch.cat([documents[0], *later])
+        if options["way"] == "memory":
+            cache = read_cache(options["folder"], tuple(read.tolist()))
+            return lambda: continued(model, cache, len(read), prompt), save
+        ids = torch.cat([read, prompt])[None]
 
         def run() -> Any:
             with torch.inference_mode():
@@ -52,6 +57,28 @@ def load(options: dict[str, Any]) -> Any:
     if not Path(options["file"]).exists():
         keep(model, documents[0], options["file"])
     return lambda: paper(model, options["file"], prompt), save
+
+
+@functools.lru_cache(maxsize=1)
+def read_cache(folder: str, ids: tuple[int, ...]) -> Any:
+    """What transformers keeps of tokens that it read causally, as one prompt."""
+    import torch
+    from transformers import DynamicCache
+
+    cache: Any = DynamicCache()
+    with torch.inference_mode():
+        model_of(folder)(torch.tensor([ids]), past_key_values=cache, logits_to_keep=1, use_cache=True)
+    return cache
+
+
+def continued(model: Any, cache: Any, num_read: int, prompt: Any) -> Any:
+    """One pass over the question alone. What the last one left in the cache is cropped first."""
+    import torch
+
+    if cache.get_seq_length() > num_read:
+        cache.crop(num_read - cache.get_seq_length())
+    with torch.inference_mode():
+        return model(prompt[None], past_key_values=cache, logits_to_keep=1, use_cache=True).logits
 
 
 def reference(model: Any, documents: list[Any], left_out: list[int], prompt: Any) -> Any:
