@@ -1,28 +1,22 @@
-"""``gritkit eval ...``: arguments in, one benchmark or evaluation run, a table out.
+"""``gritkit eval bench ...``: arguments in, one benchmark run, a section out.
 
 This module knows nothing about how anything is measured.
 """
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gritkit.files import resolve, write_atomic
+from gritkit.files import resolve
 
 app = typer.Typer(
-    name="eval", help="Measure: benchmarks against peers.", no_args_is_help=True, rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)  # fmt: skip
-bench = typer.Typer(
     name="bench", help="Side by side with peers, in one run.", no_args_is_help=True, rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )  # fmt: skip
-app.add_typer(bench)
 
 
 class Form(str, Enum):
@@ -32,12 +26,7 @@ class Form(str, Enum):
     json = "json"
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps ``eval`` a group of commands while it has one."""
-
-
-@bench.command("embed")
+@app.command("embed")
 def bench_embed(
     texts: Annotated[
         Path | None, typer.Option(help="Texts to embed, one a line; default: installed docstrings.")
@@ -58,7 +47,7 @@ def bench_embed(
     publish(report, "bench embed", results)
 
 
-@bench.command("search")
+@app.command("search")
 def bench_search(
     num: Annotated[int, typer.Option(help="How many chunks.", min=100, max=10_000_000)] = 100_000,
     dim: Annotated[int, typer.Option(help="Numbers of a vector.", min=2, max=16_000)] = 384,
@@ -74,7 +63,7 @@ def bench_search(
     publish(report, TITLE, results)
 
 
-@bench.command("train")
+@app.command("train")
 def bench_train(
     data: Annotated[
         list[Path] | None,
@@ -110,7 +99,7 @@ def bench_train(
     publish(report.section(), TITLE, results)
 
 
-@bench.command("rag")
+@app.command("rag")
 def bench_rag(
     sizes: Annotated[str, typer.Option(help="Tokens of the one document, by comma.")] = "256,1024,4096,16384",
     num_documents: Annotated[int, typer.Option(help="Documents of the case with several.", min=1, max=64)] = 4,
@@ -141,62 +130,3 @@ def bench_rag(
     publish(section, TITLE, results)
     if results is not None or RESULTS.is_file():
         typer.echo(f"Drew {plot(made, resolve(results or RESULTS))}", err=True)
-
-
-@app.command("crash")
-def crash(
-    rounds: Annotated[int, typer.Option(help="Kills.", min=1, max=1_000_000)] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the operations and of where they are interrupted.")] = 0,
-    store: Annotated[str, typer.Option(help="lance, or postgres (starts a server of its own).")] = "lance",
-    folder: Annotated[Path | None, typer.Option(help="Where failed knowledge bases stay; else nothing stays.")] = None,
-    jobs: Annotated[int, typer.Option(help="Knowledge bases at a time.", min=1, max=64)] = 2,
-) -> None:
-    """Kill a process that writes a knowledge base, again and again, and check after each kill that nothing is lost."""
-    from gritkit_eval.crash import Settings, run
-
-    outcome = run(Settings(rounds=rounds, seed=seed, store=store, folder=folder, jobs=jobs))
-    typer.echo(outcome.text())
-    if outcome.failures:
-        raise typer.Exit(1)
-
-
-@app.command("rag")
-def rag(
-    questions: Annotated[list[Path], typer.Argument(help="Question files: JSON Lines with question and answer.")],
-    model: Annotated[
-        list[str], typer.Option("--model", "-m", help="Folder or hub id, or name=folder. May be repeated.")
-    ],
-    kb: Annotated[Path | None, typer.Option(help="A knowledge base of this model, instead of the passages.")] = None,
-    documents: Annotated[Path | None, typer.Option(help="JSON Lines of {'text': ...} to search in.")] = None,
-    modes: Annotated[
-        str, typer.Option(help="closed, off, prefix, cached, linked, query, query_doc, doc_query, by comma.")
-    ] = "closed,off,prefix,cached,linked",
-    codecs: Annotated[str, typer.Option(help="exact, bf16, int8, int4, by comma.")] = "int8",
-    joins: Annotated[str, typer.Option(help="What later chunks leave out: no-bos, text, whole.")] = "no-bos",
-    top_k: Annotated[str, typer.Option(help="How many chunks an answer reads, by comma.")] = "1,3",
-    link_tokens: Annotated[str, typer.Option(help="Tokens that 'linked' computes again, by comma.")] = "16",
-    oracle: Annotated[bool, typer.Option("--oracle", help="Give each question its own passages, gold first.")] = False,
-    by: Annotated[str, typer.Option(help="Search: dense, text or hybrid.")] = "dense",
-    limit: Annotated[int | None, typer.Option(help="Questions of each file.", min=1)] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.", min=1)] = 32,
-    chunk_tokens: Annotated[int | None, typer.Option(help="Tokens of a chunk.")] = None,
-    seed: Annotated[int, typer.Option(help="Which questions --limit keeps.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
-    results: Annotated[Path | None, typer.Option(help="Markdown file whose section is replaced.")] = None,
-) -> None:
-    """Answers from documents in every way of reuse: quality, distance from full prefill, time, bytes."""
-    from gritkit_eval.bench.report import publish
-    from gritkit_eval.rag import as_json, run, settings_from
-    from gritkit_eval.rag_report import report, tables, title
-
-    settings = settings_from(
-        questions=questions, models=model, kb=kb, documents=documents, modes=modes, codecs=codecs, joins=joins,
-        top_k=top_k, link_tokens=link_tokens, oracle=oracle, by=by, limit=limit, max_new_tokens=max_new_tokens,
-        chunk_tokens=chunk_tokens, seed=seed,
-    )  # fmt: skip
-    rows = run(settings, progress=True)
-    typer.echo(tables(rows))
-    if output is not None:
-        write_atomic(resolve(output), (json.dumps(as_json(rows), indent=1) + "\n").encode("utf-8"))
-    if results is not None:
-        publish(report(rows, settings), title(settings), results)

@@ -1,0 +1,21 @@
+"""Measure: tasks of embedding and generation, RAG, benchmarks against peers.
+
+One file a command: arguments in, one evaluation, a table out. None of them knows how anything is measured, and what
+measures is imported when a command runs.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from gritkit_eval.cli import bench
+from gritkit_eval.cli.crash import crash
+from gritkit_eval.cli.rag import rag
+
+app = typer.Typer(
+    name="eval", help="Measure: tasks, RAG, benchmarks against peers.", no_args_is_help=True, rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+app.add_typer(bench.app)
+for command in (crash, rag):
+    app.command(command.__name__)(command)
