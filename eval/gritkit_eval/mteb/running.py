@@ -1,0 +1,173 @@
+"""Models on tasks: mteb measures, what it found is kept as an Outcome and in mteb's own result files.
+
+What an earlier run measured of the same model, task, mteb and settings is not measured again.
+
+This module knows nothing about where tasks come from, or how figures are shown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gritkit import metrics
+from gritkit.errors import GritkitError, MissingExtraError
+from gritkit_eval.outcome import Outcome, OutcomeFolder, versions_of
+
+KIND = "mteb"
+_BATCH = 1024  # texts that mteb hands over at a time; encoders make batches of their own
+_RANKING = re.compile(r"(ndcg|map|recall|mrr)_at_(\d+)")
+_BY_QUERY: Mapping[str, Callable[..., float]] = {
+    "ndcg": metrics.ndcg_at_k,
+    "map": metrics.average_precision_at_k,
+    "recall": metrics.recall_at_k,
+    "mrr": metrics.mrr_at_k,
+}
+_ROUNDED = 1.1e-5  # mteb rounds the means of ranking metrics to five decimals
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model or method that takes part."""
+
+    name: str
+    fingerprint: str
+    encoder: Callable[[Any], Any]
+    """For a task (mteb's): what mteb measures; None where the method does not work for its type."""
+    settings: Callable[[Any], Mapping[str, Any]] = lambda task: {}
+    """For a task: what else its figures depend on."""
+
+
+def run(
+    contestants: Sequence[Contestant], tasks: Sequence[Any], *, outcomes: OutcomeFolder | None = None,
+    results: Path | None = None, progress: Callable[[str], None] = lambda line: None,
+) -> list[Outcome]:  # fmt: skip
+    """Every contestant on every task that it can do, in the order given; arguments as of :func:`evaluate`."""
+    found = []
+    for contestant in contestants:
+        for number, task in enumerate(tasks, 1):
+            name = task.metadata.name
+            encoder = contestant.encoder(task)
+            if encoder is None:
+                continue
+            outcome = evaluate(
+                encoder, task, name=contestant.name, fingerprint=contestant.fingerprint,
+                settings=contestant.settings(task), outcomes=outcomes, results=results,
+            )  # fmt: skip
+            progress(
+                f"{contestant.name} {number}/{len(tasks)} {name}: {outcome.metric} {100 * outcome.score:.2f} "
+                f"({outcome.seconds:.1f} s, {outcome.made})"
+            )
+            found.append(outcome)
+    return found
+
+
+def evaluate(
+    encoder: Any, task: Any, *, name: str, fingerprint: str, settings: Mapping[str, Any],
+    outcomes: OutcomeFolder | None, results: Path | None,
+) -> Outcome:  # fmt: skip
+    """One encoder (mteb's EncoderProtocol or SearchProtocol) on one mteb task.
+
+    ``outcomes``: where earlier figures are looked for and new ones saved. ``results``: a folder that mteb reads as its
+    ``ResultCache``: ``results/<model>/<revision>/<task>.json`` in it. Scores of several splits or languages are their
+    mean. ``examples`` are given for rankings of one split and one language.
+
+    Raises:
+        MissingExtraError: where mteb is not installed. GritkitError: naming the task, where its data cannot be loaded.
+    """
+    version = version_of(task)
+    if outcomes is not None:
+        earlier = outcomes.find(KIND, task.metadata.name, version, fingerprint, settings)
+        if earlier is not None:
+            return earlier
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        result = _measured(encoder, task, Path(folder))
+        seconds = time.monotonic() - began
+        metric, scores = task.metadata.main_score, _means(result)
+        examples = _by_query(task, result, Path(folder))
+    outcome = Outcome(
+        kind=KIND, task=task.metadata.name, task_type=task.metadata.type, version=version, model=name,
+        fingerprint=fingerprint, metric=metric, scores=scores, seconds=seconds, examples=examples, settings=settings,
+        versions=versions_of("gritkit", "mteb", "numpy", "scikit-learn", "torch", "transformers"),
+    )  # fmt: skip
+    if outcomes is not None:
+        outcomes.save(outcome)
+    if results is not None:
+        from mteb.cache import ResultCache
+
+        ResultCache(results).save_to_cache(result, encoder.mteb_model_meta)
+    return outcome
+
+
+def version_of(task: Any) -> str:
+    """Of a task's data, and of mteb, which is its protocol."""
+    return f"{task.metadata.revision} mteb {versions_of('mteb').get('mteb')}"
+
+
+def _measured(encoder: Any, task: Any, folder: Path) -> Any:
+    """mteb's TaskResult; what the encoder predicted is left in the folder."""
+    try:
+        import mteb
+        from datasets.exceptions import DatasetNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    except ImportError:
+        raise MissingExtraError("mteb", "eval") from None
+    if hasattr(task, "rng_state"):  # drawn from by clustering: every model must meet the same samples
+        fresh = type(task)(seed=task.seed)
+        task.rng_state, task.np_rng = fresh.rng_state, fresh.np_rng
+    try:
+        model_result = mteb.evaluate(
+            encoder, task, cache=None, co2_tracker=False, prediction_folder=folder, show_progress_bar=False,
+            encode_kwargs={"batch_size": _BATCH, "show_progress_bar": False},
+        )  # fmt: skip
+    except (ConnectionError, DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+        raise GritkitError(
+            f"cannot load the data of {task.metadata.name} from the hub: {str(error).splitlines()[0]:.200}; "
+            "with a network, or with data in files (--data), try again"
+        ) from None
+    return model_result.task_results[0]
+
+
+def _means(result: Any) -> dict[str, float]:
+    """Metric -> mean over splits and subsets. mteb's calibration figures (nauc) are left to its own files."""
+    parts = [part for subsets in result.scores.values() for part in subsets]
+    names = [
+        name
+        for name, value in parts[0].items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not name.startswith("nauc")
+    ]
+    return {
+        name: sum(float(part[name]) for part in parts) / len(parts)
+        for name in names
+        if name != "main_score" and all(isinstance(part.get(name), (int, float)) for part in parts)
+    }
+
+
+def _by_query(task: Any, result: Any, folder: Path) -> list[float] | None:
+    """The main metric of every query, in the order of the data, where it is a ranking's and their mean is mteb's."""
+    parsed = _RANKING.fullmatch(task.metadata.main_score)
+    parts = [(split, part) for split, subsets in result.scores.items() for part in subsets]
+    path = folder / f"{task.metadata.name}_predictions.json"
+    if parsed is None or len(parts) != 1 or not path.is_file():
+        return None
+    split, part = parts[0]
+    predicted = json.loads(path.read_text(encoding="utf-8"))[part["hf_subset"]][split]
+    data = (task.dataset or {}).get(part["hf_subset"], {}).get(split)
+    if data is None:  # unloaded
+        return None
+    metric, k = _BY_QUERY[parsed[1]], int(parsed[2])
+    values = [
+        metric(metrics.rank_documents(predicted.get(query, {})), data["relevant_docs"][query], k)
+        for query in data["queries"]["id"]
+        if query in data["relevant_docs"]
+    ]
+    mean = sum(values) / max(len(values), 1)
+    return values if math.isclose(mean, part["main_score"], abs_tol=_ROUNDED) else None
