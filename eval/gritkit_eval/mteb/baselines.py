@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gritkit.errors import InputError, MissingExtraError
+from gritkit.errors import MissingExtraError
 from gritkit_eval.mteb.encoder import Encoder, GritEncoder, Vectors, model_meta
-from gritkit_eval.mteb.running import Contestant
+from gritkit_eval.mteb.running import Contestant, parts
 from gritkit_eval.outcome import versions_of
 
 if TYPE_CHECKING:
@@ -116,13 +116,6 @@ class MiniLm(Encoder):
         )  # fmt: skip
 
 
-def contestant(name: str) -> Contestant:
-    """The baseline of that name. Raises InputError for one that there is not, MissingExtraError without its package."""
-    if name not in BASELINES:
-        raise InputError(f"no baseline is called {name!r}; there are {', '.join(BASELINES)}")
-    return BASELINES[name]()
-
-
 def from_model(
     name: str, model: GritModel, *, dim: int | None = None, max_length: int | None = None, instructions: Any = None
 ) -> Contestant:
@@ -170,6 +163,7 @@ BASELINES: Mapping[str, Callable[[], Contestant]] = {
     "minilm": _minilm,
     "random": _random,
 }
+"""Name -> what makes it; raises MissingExtraError without the package that it needs."""
 
 
 def _version(name: str, package: str) -> str:
@@ -179,11 +173,10 @@ def _version(name: str, package: str) -> str:
 
 def _texts(task: Any) -> Iterator[str]:
     """Every text of a task's data, whatever its type."""
-    if not task.data_loaded:
-        task.load_data()
-    if hasattr(task, "convert_v1_dataset_format_to_v2"):
-        task.convert_v1_dataset_format_to_v2(num_proc=None)
-    yield from _walk(task.dataset)
+    for part in parts(task):
+        if hasattr(part, "convert_v1_dataset_format_to_v2"):
+            part.convert_v1_dataset_format_to_v2(num_proc=None)
+        yield from _walk(part.dataset)
 
 
 def _walk(data: Any) -> Iterator[str]:

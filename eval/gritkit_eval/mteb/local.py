@@ -145,7 +145,6 @@ def _sts(reader: Reader, name: str, folder: Path, sample: Sample) -> Draft:
     rows = sample.of(_values(read), name)
     if len({row["score"] for row in rows}) == 1:
         reader.problems.add(name, f"all {len(rows)} pairs have one score: no correlation is defined")
-
     return lambda: tasks.sts(name, _prompt(name), _columns(rows))
 
 
@@ -154,7 +153,6 @@ def _pairs(reader: Reader, name: str, folder: Path, sample: Sample) -> Draft:
     rows = sample.of(_values(read), name)
     if len({row["label"] for row in rows}) == 1:
         reader.problems.add(name, f"all {len(rows)} pairs have the label {rows[0]['label']}: nothing to tell apart")
-
     return lambda: tasks.pair_classification(name, _prompt(name), _columns(rows))
 
 
@@ -183,7 +181,6 @@ def _clustering(reader: Reader, name: str, folder: Path, sample: Sample) -> Draf
     classes = _classes(kept)
     if kept and len(classes) < 2:
         reader.problems.add(name, f"all {len(kept)} texts are of one class, {next(iter(classes))!r}")
-
     return lambda: tasks.clustering(name, _prompt(name), _numbered(kept, classes))
 
 
@@ -192,7 +189,6 @@ def _bitext(reader: Reader, name: str, folder: Path, sample: Sample) -> Draft:
     for language, pair in _values(reader.records(folder, "test", bitext_record)):
         by_language.setdefault(language, []).append(pair)
     kept = {language: sample.of(pairs, f"{name} {language}") for language, pairs in sorted(by_language.items())}
-
     return lambda: tasks.bitext(name, _prompt(name), {language: _columns(pairs) for language, pairs in kept.items()})
 
 
@@ -200,7 +196,6 @@ def _summarization(reader: Reader, name: str, folder: Path, sample: Sample) -> D
     rows = sample.of(_values(reader.records(folder, "test", summaries_record)), name)
     if rows and all(len(set(row["relevance"])) == 1 for row in rows):
         reader.problems.add(name, "no text has summaries of different relevance: no correlation is defined")
-
     return lambda: tasks.summarization(name, _prompt(name), _columns(rows))
 
 
@@ -232,8 +227,8 @@ def _retrieval(reader: Reader, name: str, folder: Path, sample: Sample) -> Draft
     kept = sample.of([query for query in queries if query in grades], name)
     judged = {document for query in kept for document in grades[query]}
     others = set(sample.of([document for document in corpus if document not in judged], f"{name} others", _OTHERS))
-    if kept and not any(grade > 0 for query in kept for grade in grades[query].values()):
-        reader.problems.add(name, f"no judgement of the {len(kept)} queries is above 0: there is nothing to find")
+    if not any(grade > 0 for query in kept for grade in grades[query].values()):
+        reader.problems.add(name, f"no judgement of {len(kept)} queries is above 0: there is nothing to find")
 
     def draft() -> AbsTask:
         ids = [document for document in corpus if document in judged or document in others]
@@ -258,7 +253,7 @@ _DRAFTS: Mapping[str, Callable[[Reader, str, Path, Sample], Draft]] = {
 }
 
 
-# -- records ---------------------------------------------------------------------------------------------------------
+# -- between records and columns -------------------------------------------------------------------------------------
 
 
 def _by_id(reader: Reader, read: Iterable[tuple[str, tuple[str, T]]]) -> dict[str, T]:

@@ -7,18 +7,19 @@ This module knows nothing about where tasks come from, or how figures are shown.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gritkit import metrics
-from gritkit.errors import GritkitError, MissingExtraError
+from gritkit.errors import GritkitError
 from gritkit_eval.outcome import Outcome, OutcomeFolder, versions_of
 
 KIND = "mteb"
@@ -40,25 +41,29 @@ class Contestant:
     name: str
     fingerprint: str
     encoder: Callable[[Any], Any]
-    """For a task (mteb's): what mteb measures; None where the method does not work for its type."""
+    """For a task (mteb's), its data loaded: what mteb measures."""
     settings: Callable[[Any], Mapping[str, Any]] = lambda task: {}
     """For a task: what else its figures depend on."""
+    takes: Callable[[Any], bool] = lambda task: True
+    """Whether the method works for a task."""
 
 
 def run(
-    contestants: Sequence[Contestant], tasks: Sequence[Any], *, outcomes: OutcomeFolder | None = None,
+    contestants: Iterable[Contestant], tasks: Sequence[Any], *, outcomes: OutcomeFolder | None = None,
     results: Path | None = None, progress: Callable[[str], None] = lambda line: None,
 ) -> list[Outcome]:  # fmt: skip
-    """Every contestant on every task that it can do, in the order given; arguments as of :func:`evaluate`."""
+    """Every contestant on every task that it can do, in the order given; arguments as of :func:`evaluate`.
+
+    ``contestants`` may be made one after the other, so that one model is in memory at a time.
+    """
     found = []
     for contestant in contestants:
         for number, task in enumerate(tasks, 1):
             name = task.metadata.name
-            encoder = contestant.encoder(task)
-            if encoder is None:
+            if not contestant.takes(task):
                 continue
             outcome = evaluate(
-                encoder, task, name=contestant.name, fingerprint=contestant.fingerprint,
+                contestant.encoder, task, name=contestant.name, fingerprint=contestant.fingerprint,
                 settings=contestant.settings(task), outcomes=outcomes, results=results,
             )  # fmt: skip
             progress(
@@ -73,23 +78,24 @@ def evaluate(
     encoder: Any, task: Any, *, name: str, fingerprint: str, settings: Mapping[str, Any],
     outcomes: OutcomeFolder | None, results: Path | None,
 ) -> Outcome:  # fmt: skip
-    """One encoder (mteb's EncoderProtocol or SearchProtocol) on one mteb task.
+    """One encoder (mteb's EncoderProtocol or SearchProtocol, or a function from a task to one) on one mteb task.
 
     ``outcomes``: where earlier figures are looked for and new ones saved. ``results``: a folder that mteb reads as its
     ``ResultCache``: ``results/<model>/<revision>/<task>.json`` in it. Scores of several splits or languages are their
     mean. ``examples`` are given for rankings of one split and one language.
 
     Raises:
-        MissingExtraError: where mteb is not installed. GritkitError: naming the task, where its data cannot be loaded.
+        GritkitError: naming the task, where its data cannot be loaded.
     """
     version = version_of(task)
     if outcomes is not None:
         earlier = outcomes.find(KIND, task.metadata.name, version, fingerprint, settings)
         if earlier is not None:
             return earlier
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _loaded(task):
         began = time.monotonic()
-        result = _measured(encoder, task, Path(folder))
+        measured = encoder if hasattr(encoder, "mteb_model_meta") else encoder(task)
+        result = _measured(measured, task, Path(folder))
         seconds = time.monotonic() - began
         metric, scores = task.metadata.main_score, _means(result)
         examples = _by_query(task, result, Path(folder))
@@ -103,7 +109,7 @@ def evaluate(
     if results is not None:
         from mteb.cache import ResultCache
 
-        ResultCache(results).save_to_cache(result, encoder.mteb_model_meta)
+        ResultCache(results).save_to_cache(result, measured.mteb_model_meta)
     return outcome
 
 
@@ -112,28 +118,42 @@ def version_of(task: Any) -> str:
     return f"{task.metadata.revision} mteb {versions_of('mteb').get('mteb')}"
 
 
+def parts(task: Any) -> list[Any]:
+    """The tasks that an aggregate of mteb's stands for, else the task itself."""
+    return list(getattr(task, "tasks", None) or [task])
+
+
 def _measured(encoder: Any, task: Any, folder: Path) -> Any:
-    """mteb's TaskResult; what the encoder predicted is left in the folder."""
-    try:
-        import mteb
-        from datasets.exceptions import DatasetNotFoundError
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    except ImportError:
-        raise MissingExtraError("mteb", "eval") from None
-    if hasattr(task, "rng_state"):  # drawn from by clustering: every model must meet the same samples
-        fresh = type(task)(seed=task.seed)
-        task.rng_state, task.np_rng = fresh.rng_state, fresh.np_rng
-    try:
-        model_result = mteb.evaluate(
-            encoder, task, cache=None, co2_tracker=False, prediction_folder=folder, show_progress_bar=False,
-            encode_kwargs={"batch_size": _BATCH, "show_progress_bar": False},
-        )  # fmt: skip
-    except (ConnectionError, DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
-        raise GritkitError(
-            f"cannot load the data of {task.metadata.name} from the hub: {str(error).splitlines()[0]:.200}; "
-            "with a network, or with data in files (--data), try again"
-        ) from None
+    """mteb's TaskResult; what the encoder predicted is left in the folder. The data must be loaded."""
+    import mteb
+
+    for part in parts(task):  # clustering draws from it: every model must meet the same samples
+        fresh = type(part)(seed=part.seed)
+        part.rng_state, part.np_rng = fresh.rng_state, fresh.np_rng
+    model_result = mteb.evaluate(
+        encoder, task, cache=None, co2_tracker=False, prediction_folder=folder, show_progress_bar=False,
+        encode_kwargs={"batch_size": _BATCH, "show_progress_bar": False},
+    )  # fmt: skip
     return model_result.task_results[0]
+
+
+@contextlib.contextmanager
+def _loaded(task: Any) -> Iterator[None]:
+    """With the task's data in memory; what had to be fetched for that is let go afterwards."""
+    import httpx
+
+    fetched = [part for part in parts(task) if not part.data_loaded]
+    try:
+        for part in fetched:
+            part.load_data()
+    except (OSError, httpx.HTTPError) as error:
+        raise GritkitError(
+            f"cannot load the data of {task.metadata.name}: {(str(error) or repr(error)).splitlines()[0]:.200}; "
+            "tasks of the hub need a network, data in files (--data) do not"
+        ) from None
+    yield
+    for part in fetched:
+        part.unload_data()
 
 
 def _means(result: Any) -> dict[str, float]:
@@ -160,9 +180,7 @@ def _by_query(task: Any, result: Any, folder: Path) -> list[float] | None:
         return None
     split, part = parts[0]
     predicted = json.loads(path.read_text(encoding="utf-8"))[part["hf_subset"]][split]
-    data = (task.dataset or {}).get(part["hf_subset"], {}).get(split)
-    if data is None:  # unloaded
-        return None
+    data = task.dataset[part["hf_subset"]][split]
     metric, k = _BY_QUERY[parsed[1]], int(parsed[2])
     values = [
         metric(metrics.rank_documents(predicted.get(query, {})), data["relevant_docs"][query], k)

@@ -1,0 +1,188 @@
+"""What ``gritkit eval mteb`` does: settings -> tasks and contestants -> outcomes -> a board.
+
+This module knows nothing about the command line, or how anything is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gritkit.errors import InputError, MissingExtraError
+from gritkit.files import resolve
+from gritkit_eval.mteb.baselines import BASELINES, from_model
+from gritkit_eval.mteb.files import FOLDERS
+from gritkit_eval.mteb.instructions import Overrides, load_overrides
+from gritkit_eval.mteb.running import Contestant
+from gritkit_eval.mteb.running import run as run_all
+from gritkit_eval.mteb.table import Board, report
+from gritkit_eval.outcome import Outcome, OutcomeFolder
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of one run; the fields are the options."""
+
+    models: tuple[str, ...] = ()
+    """``folder`` or ``name=folder``."""
+    baselines: tuple[str, ...] = ()
+    data: Path | None = None
+    tasks: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    benchmark: str | None = None
+    dim: int | None = None
+    max_length: int | None = None
+    instructions: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+    output: Path | None = None
+    ratio_to: str | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run measured."""
+
+    settings: Settings
+    outcomes: Sequence[Outcome]
+    board: Board
+    baseline: str | None
+    """What the others are divided by."""
+
+    def section(self) -> str:
+        """Of the results file."""
+        versions = {name: version for outcome in self.outcomes for name, version in outcome.versions.items()}
+        about = "Tasks of the hub." if self.settings.benchmark else "Tasks from files."
+        if self.settings.limit is not None:
+            about += (
+                f" At most {self.settings.limit} examples a task (pairs, texts, queries, pairs a language) by seed "
+                f"{self.settings.seed}; a corpus keeps every passage judged for its queries and at most four times as "
+                "many others."
+            )
+        return report(self.board, self.baseline, command=command(self.settings), about=about, versions=versions)
+
+
+def run(settings: Settings, progress: Callable[[str], None]) -> Made:
+    """Measure, or find what was measured before in the output folder.
+
+    Raises:
+        InputError: for settings that contradict each other, or name what there is not. RecordError: for bad data.
+    """
+    names = [*settings.baselines, *(_named(given)[0] for given in settings.models)]
+    if not names:
+        raise InputError("there is nothing to measure: give a model (-m FOLDER) or a baseline (--baseline minilm)")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two models are called {name!r}: give one another name (-m NAME=FOLDER)")
+    for unknown in (name for name in settings.baselines if name not in BASELINES):
+        raise InputError(f"no baseline is called {unknown!r}; there are {', '.join(BASELINES)}")
+    if settings.ratio_to is not None and settings.ratio_to not in names:
+        raise InputError(f"ratio_to={settings.ratio_to!r} is none of {', '.join(names)}")
+    tasks = _tasks(settings)
+    known = {task.metadata.name for task in tasks} | {task.metadata.type for task in tasks}
+    overrides = load_overrides(settings.instructions, known) if settings.instructions else None
+    output = resolve(settings.output) if settings.output else None
+    outcomes = run_all(
+        _contestants(settings, overrides), tasks, outcomes=OutcomeFolder(output) if output else None, results=output,
+        progress=progress,
+    )  # fmt: skip
+    board = Board.of(outcomes)
+    return Made(settings, outcomes, board, settings.ratio_to or _complete(board, settings.baselines))
+
+
+def as_json(made: Made) -> dict[str, Any]:
+    """Averages, ratios and all outcomes; what is not defined is null."""
+    board = made.board
+    result = {
+        "averages": {model: board.summary(model) for model in board.models},
+        "baseline": made.baseline,
+        "ratios": {model: board.ratios(model, made.baseline) for model in board.models} if made.baseline else {},
+        "outcomes": [dataclasses.asdict(outcome) for outcome in made.outcomes],
+    }
+    plain: dict[str, Any] = _without_nan(result)
+    return plain
+
+
+def command(settings: Settings) -> str:
+    """What to type to get the same."""
+    words = ["gritkit", "eval", "mteb"]
+    for model in settings.models:
+        words += ["-m", model]
+    for name, values in (
+        ("--baseline", settings.baselines), ("--tasks", settings.tasks), ("--types", settings.types),
+    ):  # fmt: skip
+        words += [name, ",".join(values)] if values else []
+    for name in ("benchmark", "dim", "max_length", "instructions", "limit", "ratio_to"):
+        value = getattr(settings, name)
+        words += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+    return shlex.join(words + (["--seed", str(settings.seed)] if settings.limit is not None else []))
+
+
+def listed(given: str) -> tuple[str, ...]:
+    """The words of an option, by comma."""
+    return tuple(word.strip() for word in given.split(",") if word.strip())
+
+
+def _tasks(settings: Settings) -> list[AbsTask]:
+    in_files = [name for name in settings.tasks if name.partition(".")[0] in FOLDERS]
+    on_hub = [name for name in settings.tasks if name not in in_files]
+    if (settings.benchmark or on_hub) and (settings.types or settings.limit is not None):
+        raise InputError("--types and --limit are for tasks in files, not for those of the hub: leave them out")
+    tasks = _from_hub(settings.benchmark, on_hub) if settings.benchmark or on_hub else []
+    if in_files or not tasks:
+        if settings.data is None:
+            raise InputError("no data: give --data FOLDER (or --shared, or GRITKIT_SHARED), --tasks or --benchmark")
+        from gritkit_eval.mteb.local import load_tasks
+
+        tasks += load_tasks(settings.data, in_files, settings.types, settings.limit, settings.seed)
+    return tasks
+
+
+def _from_hub(benchmark: str | None, names: Sequence[str]) -> list[AbsTask]:
+    try:
+        import mteb
+    except ImportError:
+        raise MissingExtraError("mteb", "eval") from None
+    try:
+        found = list(mteb.get_benchmark(benchmark).tasks) if benchmark else []
+        return found + [mteb.get_task(name) for name in names]
+    except KeyError as error:
+        raise InputError(f"mteb does not know it: {error.args[0]}") from None
+
+
+def _contestants(settings: Settings, overrides: Overrides | None) -> Iterator[Contestant]:
+    """One at a time."""
+    from gritkit import GritModel
+
+    for name in settings.baselines:
+        yield BASELINES[name]()
+    for given in settings.models:
+        name, source = _named(given)
+        model = GritModel.from_pretrained(source)
+        yield from_model(name, model, dim=settings.dim, max_length=settings.max_length, instructions=overrides)
+
+
+def _named(given: str) -> tuple[str, str]:
+    name, equals, source = given.partition("=")
+    return (name, source) if equals else (Path(given).name, given)
+
+
+def _complete(board: Board, baselines: Sequence[str]) -> str | None:
+    """The first baseline that was measured on everything."""
+    return next((name for name in baselines if not math.isnan(board.over_tasks(name))), None)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
