@@ -1,0 +1,102 @@
+"""A task answered by a model: prompts to ids, choices scored, texts written, all graded.
+
+This module knows nothing about where tasks or models come from, or how results are kept.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from gritkit import GritModel
+from gritkit.errors import InputError
+from gritkit.generation.decoder import Request
+from gritkit.generation.params import Finished
+from gritkit_eval.generation.scoring import Pair, context_limit, score_pairs
+from gritkit_eval.generation.tasks import ChoiceExample, Grades, Prompt, Task, means
+from gritkit_eval.generation.texts import Texts, greedy
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a task gave."""
+
+    scores: dict[str, float]
+    examples: list[float]
+    """The main metric of every example."""
+    answers: list[str]
+    """What the model wrote; empty for choices."""
+
+
+def measure(model: GritModel, task: Task, *, chat: bool, progress: bool = False) -> Measured:
+    """Every example of a task; ``chat`` puts prompts through the checkpoint's chat template.
+
+    Raises:
+        InputError: naming the task, for a prompt or an answer that the model cannot hold, or a missing template.
+    """
+    texts = Texts(model.tokenizer)
+    written: list[str] = []
+    with _bar(progress, task) as bar:
+        try:
+            if task.choices:
+                grades = _choose(model, texts, task.choices, chat, bar)
+            else:
+                written = _write(model, texts, task, chat, bar)
+                grades = [one.grade(text) for one, text in zip(task.written, written, strict=True)]
+        except InputError as error:
+            raise InputError(f"{task.name}: {error}") from None
+    scores = dict(task.total(grades))
+    if task.chance is not None:
+        scores["chance"] = task.chance
+    return Measured(scores | _by_subset(task, grades), [grade[task.metric] for grade in grades], written)
+
+
+def _context(texts: Texts, prompt: Prompt, chat: bool) -> str:
+    return texts.chat(prompt.messages()) + prompt.opening if chat else prompt.text()
+
+
+def _choose(model: GritModel, texts: Texts, examples: Sequence[ChoiceExample], chat: bool, bar: Any) -> list[Grades]:
+    pairs: list[Pair] = []
+    for example in examples:
+        contexts = {prompt: _context(texts, prompt, chat) for prompt in set(example.prompts)}
+        for prompt, answer in zip(example.prompts, example.answers, strict=True):
+            # After a chat's opening the answer begins at once.
+            pairs.append(texts.pair(contexts[prompt], answer if chat else f"{prompt.delimiter}{answer}"))
+    scored = iter(score_pairs(model, pairs, bar.update))
+    return [example.grade([next(scored).logprob for _ in example.answers]) for example in examples]
+
+
+def _write(model: GritModel, texts: Texts, task: Task, chat: bool, bar: Any) -> list[str]:
+    limit = context_limit(model)
+    params = greedy(min(task.max_new_tokens, limit // 2), task.stop)
+    requests = []
+    for example in task.written:
+        context = _context(texts, example.prompt, chat)
+        requests.append(Request(texts.prompt(context, params.max_new_tokens, limit), params))
+    made = [""] * len(requests)
+    for event in model.stream_requests(requests):
+        if isinstance(event, Finished):
+            made[event.row] = texts.written(event.completion.token_ids, task.stop)
+            bar.update(1)
+    return made
+
+
+def _by_subset(task: Task, grades: Sequence[Grades]) -> dict[str, float]:
+    """The main metric of every subset as ``metric:subset``, and the mean over subsets as ``macro``."""
+    found: dict[str, list[Grades]] = defaultdict(list)
+    for subset, grade in zip(task.subsets, grades, strict=True):
+        if subset is not None:
+            found[subset].append({task.metric: grade[task.metric]})
+    if not found:
+        return {}
+    each = {subset: means(of)[task.metric] for subset, of in sorted(found.items())}
+    return {"macro": sum(each.values()) / len(each)} | {f"{task.metric}:{name}": value for name, value in each.items()}
+
+
+def _bar(progress: bool, task: Task) -> Any:
+    total = sum(len(one.answers) for one in task.choices) + len(task.written)
+    return tqdm(total=total, desc=task.name, disable=None if progress else True, delay=1)
