@@ -1,0 +1,139 @@
+"""The section of ``eval efficiency``: a table, and the plots of quality against what it costs.
+
+This module knows nothing about how any of it was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gritkit_eval.analysis.drawing import COLOURS, figure, save
+from gritkit_eval.bench.report import section, table
+from gritkit_eval.outcome import Outcome
+
+TITLE = "eval efficiency"
+PLOT = Path("plots/eval-efficiency.png")
+"""Beside the results file."""
+_SHAPES = ((514, "o", "512"), (2048, "^", "2,048"), (4096, "s", "4,096"), (8192, "p", "8,192"), (1 << 62, "h", "more"))
+"""Largest number of tokens, marker, label: those of the survey's Figure 4 (Cao 2024, arXiv 2406.01607)."""
+_COSTS = ("parameters", "dimensions", "max tokens", "bytes per vector", "texts/s", "tokens/s")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that one call measured."""
+
+    tasks: list[str]
+    limit: int | None
+    outcomes: list[Outcome]
+    title: str = TITLE
+
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(one.model for one in self.outcomes))
+
+    def of(self, model: str, *curves: str) -> list[Outcome]:
+        """The whole model and the variants on these curves."""
+        wanted = {"", *curves}
+        return [one for one in self.outcomes if one.model == model and one.settings["variant"]["curve"] in wanted]
+
+    def tables(self) -> str:
+        """Costs and average, then the average of each type of task."""
+        types = [name for name in self.outcomes[0].scores if name not in ("average", *_COSTS)]
+        costs, kinds = [], []
+        for one in self.outcomes:
+            (whole,) = self.of(one.model)
+            names = [one.model, one.task]
+            ratio = one.score / whole.score if whole.score else float("nan")
+            costs.append(
+                [*names, *(f"{one.scores[name]:,.0f}" for name in _COSTS), _percent(one.score), f"{ratio:.3f}"]
+            )
+            kinds.append([*names, *(_percent(one.scores[name]) for name in types)])
+        head = table(["model", "variant", *_COSTS, "average", "of the whole"], costs)
+        return f"{head}\n\nBy type of task:\n\n{table(['model', 'variant', *types], kinds)}"
+
+    def section(self, command: str) -> str:
+        kept = "" if self.limit is None else f", {self.limit:,} examples of each"
+        about = (
+            f"Average: of the main scores of {len(self.tasks)} tasks ({', '.join(self.tasks)}){kept}. Each variant "
+            "departs from the whole model (float32, its own dimensions and tokens) in one thing. Coded vectors are "
+            "coded on both sides. Texts and tokens a second: median of three rounds over texts of the tasks, after a "
+            "warm-up, tokenising included; cutting and coding vectors afterwards is not counted. Variants with fewer "
+            "layers are not measured: no checkpoint is trained for it."
+        )
+        picture = f"![Average score against parameters, dimensions, bytes and speed]({PLOT.as_posix()})"
+        return section(TITLE, command, self.outcomes[0].versions, "\n\n".join([about, picture, self.tables()]))
+
+    def plot(self, results: Path) -> Path:
+        """Figure 4 of the survey for these models, and three curves, beside the results file."""
+        drawn = figure(11, 8)
+        (first, dims), (stored, speed) = drawn.subplots(2, 2)
+        self._models(drawn, first)
+        self._curve(dims, "dimensions", lambda one: one.scores["dimensions"], "dimension")
+        self._curve(stored, "bytes per vector", lambda one: one.scores["bytes per vector"], "dimension", "coding")
+        self._curve(speed, "texts a second", lambda one: one.scores["texts/s"], "precision", "max tokens")
+        save(drawn, results.parent / PLOT)
+        return results.parent / PLOT
+
+    def _models(self, drawn: Any, axes: Any) -> None:
+        from matplotlib.colors import LogNorm
+        from matplotlib.lines import Line2D
+
+        norm, shown = LogNorm(256, 4096, clip=True), {}
+        for model in self.models:
+            (whole,) = self.of(model)
+            shape = next(one for one in _SHAPES if whole.scores["max tokens"] <= one[0])
+            place = (100 * whole.score, whole.scores["parameters"] / 1e6)
+            points = axes.scatter(
+                *place, c=[whole.scores["dimensions"]], norm=norm, cmap="YlOrRd", marker=shape[1], s=110,
+                edgecolors="#444444",
+            )  # fmt: skip
+            axes.annotate(model, place, (7, 7), textcoords="offset points", fontsize=8)
+            shown[shape[2]] = Line2D([], [], marker=shape[1], linestyle="", color="#888888", label=f"{shape[2]} tokens")
+        drawn.colorbar(points, ax=axes, label="dimensions (256 and fewer to 4,096)")
+        axes.set_yscale("log")
+        axes.margins(0.25)
+        axes.set_xlabel("average score")
+        axes.set_ylabel("parameters, millions")
+        axes.legend(handles=list(shown.values()), frameon=False, fontsize=8)
+        axes.grid(alpha=0.25)
+
+    def _curve(self, axes: Any, label: str, cost: Callable[[Outcome], float], *curves: str) -> None:
+        """Average against a cost; variants that differ in one number are joined, others stand alone."""
+        for number, model in enumerate(self.models):
+            colour = COLOURS[number % len(COLOURS)]
+            joined = [
+                one
+                for one in self.of(model, *curves)
+                if one.settings["variant"]["curve"] in ("", "dimension", "max tokens")
+            ]
+            joined.sort(key=cost)
+            axes.plot(
+                [cost(one) for one in joined], [100 * one.score for one in joined], "o-", color=colour, label=model
+            )
+            alone = [one for one in self.of(model, *curves) if one not in joined]
+            axes.plot([cost(one) for one in alone], [100 * one.score for one in alone], "D", color=colour, mfc="none")
+            for one in alone:
+                axes.annotate(
+                    one.task.split()[0], (cost(one), 100 * one.score), (6, -10), textcoords="offset points", fontsize=7,
+                    color=colour,
+                )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        _ticks(axes)
+        axes.set_xlabel(label)
+        axes.set_ylabel("average score")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _ticks(axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
