@@ -25,8 +25,8 @@ GSM8K = [
     {"question": "Bob owes $7 and pays $9.", "answer": "7 - 9 = -2\n#### -2"},
 ]
 BBH_PROMPT = (
-    "CANARY\n-----\nSay whether it holds.\n\nQ: not True is\nA: Let's think step by step.\nIt is False. So the "
-    "answer is False.\n\nQ: True is\nA: Let's think step by step.\nPlain.\nSo the answer is True."
+    "CANARY\n-----\nEvaluate the result of a random Boolean expression.\n\nQ: not True is\n"
+    "A: Let's think step by step.\nIt is False. So the answer is False.\n\nQ: True is\nA: Let's think step by step.\nPlain.\nSo the answer is True."
     "\n\nQ: False is\nA: Let's think step by step.\nSo the answer is False."
 )
 TASKS: dict[str, Sequence[dict[str, Any]]] = {

@@ -208,7 +208,7 @@ def test_large_and_negative_numbers(data: Path) -> None:
 
 def test_worked_examples_are_read_from_their_file() -> None:
     assert answers.worked(BBH_PROMPT) == answers.Worked(
-        "Say whether it holds.\n\n",
+        "Evaluate the result of a random Boolean expression.\n\n",
         (
             ("Q: not True is\nA: Let's think step by step.\n", "It is False. So the answer is False."),
             ("Q: True is\nA: Let's think step by step.\n", "Plain.\nSo the answer is True."),
@@ -220,7 +220,7 @@ def test_worked_examples_are_read_from_their_file() -> None:
 def test_hard_answers(data: Path) -> None:
     example = one(data, "bbh", num_fewshot=1).written[0]
     assert example.prompt.text() == (
-        "Say whether it holds.\n\nQ: not True is\nA: Let's think step by step.\n"
+        "Evaluate the result of a random Boolean expression.\n\nQ: not True is\nA: Let's think step by step.\n"
         "It is False. So the answer is False.\n\n"
         "Q: not False is\nA: Let's think step by step.\n"
     )

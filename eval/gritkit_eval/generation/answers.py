@@ -93,7 +93,7 @@ def worked(prompt: str) -> Worked:
     description, *examples = prompt.split("-----\n", 1)[-1].split("\n\nQ: ")
     shots = []
     for example in examples:
-        question, found, answer = example.partition(_THINK)
+        question, found, answer = example.partition(_THINK.rstrip())
         if not found or not answer.strip():
             raise RecordError(f"a worked example lacks {_THINK.strip()!r} or what follows it: {example!r:.60}")
         shots.append((f"Q: {question}{_THINK}", answer.strip()))

@@ -25,6 +25,7 @@ from gritkit import GritModel
 from gritkit.errors import GritkitError, InputError, MissingExtraError
 from gritkit_eval.generation.local import Options
 from gritkit_eval.generation.measure import Measured
+from gritkit_eval.generation.rows import digest
 
 
 class Harness:
@@ -36,18 +37,24 @@ class Harness:
 
     def __init__(self) -> None:
         try:
-            self.version = f"lm-eval {importlib.metadata.version('lm-eval')}"
-            """Of its definitions; of the data there is none."""
+            self._release = f"lm-eval {importlib.metadata.version('lm-eval')}"
         except importlib.metadata.PackageNotFoundError:
             raise MissingExtraError("lm-eval", "eval") from None
 
     def check(self, name: str) -> None:
         """Raises InputError for a task that the harness does not know."""
-        if _is_definition(name) or name in (known := self._manager(name).all_tasks):
+        if _is_definition(name):
+            return
+        known = self._manager(name).all_tasks
+        if name in known:
             return
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"there is no task {name!r}, neither in files nor in {self.version}{hint}")
+        raise InputError(f"there is no task {name!r}, neither in files nor in {self._release}{hint}")
+
+    def version(self, name: str) -> str:
+        """Of the task's definition; its data have none."""
+        return f"{self._release} {digest(Path(name))}" if _is_definition(name) else self._release
 
     def measure(self, model: GritModel, name: str, options: Options) -> tuple[Measured, str]:
         """(what a task gave, the name of its main metric: the first that it lists).

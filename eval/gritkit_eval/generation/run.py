@@ -147,7 +147,7 @@ def _local_job(task: Task, options: Options, progress: bool) -> Job:
 
 def _harness_job(harness: Harness, name: str, options: Options) -> Job:
     return Job(
-        task=name, task_type="lm-eval", version=harness.version,
+        task=Path(name).stem, task_type="lm-eval", version=harness.version(name),
         settings=_settings(options) | {"num_fewshot": options.num_fewshot},
         run=lambda model: harness.measure(model, name, options), packages=("lm-eval", "datasets"),
     )  # fmt: skip
