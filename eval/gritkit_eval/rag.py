@@ -14,6 +14,7 @@ import dataclasses
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from gritkit.rag.documents import Document, Search
 from gritkit.rag.gate import CLOSED, Measured, measure, settings_of
 from gritkit.rag.questions import Exam, load_exams
 from gritkit.rag.rag import Rag
+from gritkit_eval.outcome import OutcomeFolder
+from gritkit_eval.rag_outcomes import Subject, version_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +94,8 @@ def _numbers(name: str, given: str) -> tuple[int, ...]:
     return tuple(int(part) for part in _listed(given))
 
 
-def run(settings: Settings, *, progress: bool = False) -> list[Row]:
-    """Measure everything.
+def run(settings: Settings, *, outcomes: OutcomeFolder | None = None, progress: bool = False) -> list[Row]:
+    """Measure everything; with ``outcomes``, only what is not there yet.
 
     Raises:
         RecordError: naming file and line of a bad question or document, before any model is loaded.
@@ -108,18 +111,39 @@ def run(settings: Settings, *, progress: bool = False) -> list[Row]:
         name, source = _named(given)
         model = GritModel.from_pretrained(source)
         for file, exams in files.items():
-            with _knowledge_bases(model, documents[file], settings) as bases:
-                measured = measure(
-                    bases.__getitem__,
-                    exams,
-                    ways,
-                    max_new_tokens=settings.max_new_tokens,
-                    by=settings.by,
-                    where=own_passages if settings.oracle else None,
-                    progress=progress,
-                )
+            subject = _subject(model, name, file, exams, documents[file], settings)
+            measured = subject.find(ways, outcomes) if outcomes is not None and settings.kb is None else None
+            if measured is None:
+                began = time.monotonic()
+                with _knowledge_bases(model, documents[file], settings) as bases:
+                    measured = measure(
+                        bases.__getitem__,
+                        exams,
+                        ways,
+                        max_new_tokens=settings.max_new_tokens,
+                        by=settings.by,
+                        where=own_passages if settings.oracle else None,
+                        progress=progress,
+                    )
+                if outcomes is not None:
+                    subject.save(measured, time.monotonic() - began, outcomes)
             rows += [Row(model=name, questions=file, measured=one) for one in measured]
     return rows
+
+
+def _subject(
+    model: GritModel, name: str, file: str, exams: Sequence[Exam], documents: Sequence[Document], settings: Settings
+) -> Subject:
+    chosen_by = {"limit": settings.limit, "seed": settings.seed} if settings.limit is not None else {}
+    given = {} if settings.kb is None else {"kb": str(settings.kb)}
+    return Subject(
+        model=name, fingerprint=model.fingerprint, questions=file, version=version_of(exams, documents),
+        search="own passages" if settings.oracle else f"{settings.by} search",
+        settings={
+            "by": "own passages" if settings.oracle else settings.by, "max_new_tokens": settings.max_new_tokens,
+            "chunk_tokens": settings.chunk_tokens, **chosen_by, **given,
+        },
+    )  # fmt: skip
 
 
 def chosen(exams: Sequence[Exam], settings: Settings) -> list[Exam]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from gritkit.prompts import GRIT
 from gritkit.rag.questions import Exam
 from gritkit.rag.rag import Rag
 from gritkit_eval.cli import app
+from gritkit_eval.outcome import OutcomeFolder
 from gritkit_eval.rag import Settings, as_json, chosen, own_passages, run, settings_from
 from gritkit_eval.rag_copier import new_model, train_tokenizer
 from gritkit_eval.rag_material import Asked, conversation, cut, quote, with_answer, without_answer
@@ -132,13 +134,21 @@ def test_what_cannot_be(folder: Path) -> None:
 
 def test_the_command(folder: Path) -> None:
     words = ["rag", str(folder / "animals.jsonl"), "-m", f"tiny={folder / 'model'}", "--modes", "off,cached"]
-    words += ["--top-k", "1", "--max-new-tokens", "3", "--output", str(folder / "out.json")]
+    words += ["--top-k", "1", "--max-new-tokens", "3", "--output", str(folder / "out")]
     words += ["--results", str(folder / "RESULTS.md")]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0
     assert "| 1 | cached | int8 |" in done.stdout
-    kept = json.loads((folder / "out.json").read_text(encoding="utf-8"))
-    assert [(row["mode"], row["codec"]) for row in kept] == [("off", "int8"), ("cached", "int8")]
+    kept = OutcomeFolder(folder / "out").all()
+    assert {(one.task, one.task_type, one.settings["mode"]) for one in kept} == {
+        ("animals", "dense search", "off"), ("animals", "dense search", "cached"),
+    }  # fmt: skip
+    again = CliRunner().invoke(app, [*words, "--format", "json"], catch_exceptions=False)
+    listed = json.loads(again.stdout)
+    assert [(row["mode"], row["codec"]) for row in listed] == [("off", "int8"), ("cached", "int8")]
+    assert {(row["mode"], row["f1"], row["ttft_s"]) for row in listed} == {
+        (one.settings["mode"], one.score, one.scores["ttft_s"]) for one in kept
+    }
     written = (folder / "RESULTS.md").read_text(encoding="utf-8")
     assert written.count("## eval rag, dense search\n") == 1
     assert "--modes off,cached" in written
@@ -146,6 +156,26 @@ def test_the_command(folder: Path) -> None:
         lines.write('{"question": "torn')
     with pytest.raises(RecordError, match=r"animals\.jsonl:3: not JSON"):
         CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_what_was_measured_is_not_measured_again(folder: Path) -> None:
+    """Times are never the same twice, so equal rows were read, not measured."""
+    outcomes = OutcomeFolder(folder / "out")
+    given = settings(folder, modes=("closed", "off"), top_k=(1,))
+    first = run(given, outcomes=outcomes)
+    assert as_json(run(given, outcomes=outcomes)) == as_json(first)
+    assert [type(row.measured.num_questions) for row in first] == [int, int]
+    assert len(outcomes.all()) == 2
+    made = next(one for one in outcomes.all() if one.task_type == "closed")
+    assert math.isnan(made.scores["found"])
+    next(outcomes.folder.glob("rag/tiny/*.json")).unlink()
+    assert [row.measured.ttft_s for row in run(given, outcomes=outcomes)] != [row.measured.ttft_s for row in first]
+    run(settings(folder, modes=("closed", "off"), top_k=(1,), limit=1), outcomes=outcomes)
+    assert len(outcomes.all()) == 4
+    lines = (folder / "animals.jsonl").read_text(encoding="utf-8")
+    (folder / "animals.jsonl").write_text(lines.replace("foxes run", "foxes run far"), encoding="utf-8")
+    run(given, outcomes=outcomes)
+    assert len(outcomes.all()) == 6
 
 
 def test_tables_show_what_was_measured(folder: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from gritkit.files import resolve, write_atomic
+from gritkit.files import resolve
+from gritkit_eval.cli.report import Form
 
 
 def rag(
@@ -34,11 +35,15 @@ def rag(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.", min=1)] = 32,
     chunk_tokens: Annotated[int | None, typer.Option(help="Tokens of a chunk.")] = None,
     seed: Annotated[int, typer.Option(help="Which questions --limit keeps.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results, which a later run goes on from and reports read.")
+    ] = None,
     results: Annotated[Path | None, typer.Option(help="Markdown file whose section is replaced.")] = None,
+    format: Annotated[Form, typer.Option("--format", help="What to write to stdout.")] = Form.table,
 ) -> None:
     """Answers from documents in every way of reuse: quality, distance from full prefill, time, bytes."""
     from gritkit_eval.bench.report import publish
+    from gritkit_eval.outcome import OutcomeFolder
     from gritkit_eval.rag import as_json, run, settings_from
     from gritkit_eval.rag_report import report, tables, title
 
@@ -47,9 +52,7 @@ def rag(
         top_k=top_k, link_tokens=link_tokens, oracle=oracle, by=by, limit=limit, max_new_tokens=max_new_tokens,
         chunk_tokens=chunk_tokens, seed=seed,
     )  # fmt: skip
-    rows = run(settings, progress=True)
-    typer.echo(tables(rows))
-    if output is not None:
-        write_atomic(resolve(output), (json.dumps(as_json(rows), indent=1) + "\n").encode("utf-8"))
+    rows = run(settings, outcomes=None if output is None else OutcomeFolder(resolve(output)), progress=True)
+    typer.echo(json.dumps(as_json(rows), indent=1) if format is Form.json else tables(rows))
     if results is not None:
         publish(report(rows, settings), title(settings), results)

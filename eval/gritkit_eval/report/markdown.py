@@ -1,0 +1,34 @@
+"""A report as Markdown.
+
+This module knows nothing about where its tables come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gritkit_eval.bench.report import table
+from gritkit_eval.report.grids import Cell, Grid
+from gritkit_eval.report.words import markdown
+
+
+def grid(given: Grid, *, cut: int | None = None) -> str:
+    """A table; the best figures in bold. Of more than ``cut`` rows the first ones, and how many there are."""
+    heads = [_noted(markdown(head.text), head.note) for head in given.heads]
+    rows = given.rows if cut is None else given.rows[:cut]
+    lines = [[_cell(cell) for cell in row] for row in [*rows, *given.foot]]
+    more = f"\n\n{len(given.rows) - len(rows):,} more rows." if len(rows) < len(given.rows) else ""
+    return table(heads, lines) + more
+
+
+def bullets(notes: Sequence[str]) -> str:
+    return "\n".join(f"- {note}" for note in notes)
+
+
+def _cell(cell: Cell) -> str:
+    text = markdown(cell.text)
+    return _noted(f"**{text}**" if cell.best or cell.worse else text, cell.note)
+
+
+def _noted(text: str, note: str) -> str:
+    return f"{text} ({markdown(note)})" if note else text
