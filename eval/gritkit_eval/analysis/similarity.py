@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from gritkit import GritModel
 from gritkit.data.records import Text as Given
@@ -46,7 +47,7 @@ class Settings:
     """Of the query role, where the two roles are compared."""
     k: int = 10
     """Of N_k."""
-    limit: int = 1000
+    limit: int = 500
     """Texts, and pairs, of each file, drawn at random."""
     seed: int = 0
 
@@ -74,7 +75,8 @@ def run(settings: Settings, outcomes: OutcomeFolder) -> Report:
     found = []
     for given in settings.models:
         name, model = opened(given)
-        found += [_outcome(name, model, one, settings, outcomes) for one in material]
+        for one in tqdm(material, name, disable=None, unit=" files"):
+            found.append(_outcome(name, model, one, settings, outcomes))
     return Report(settings.limit, found)
 
 

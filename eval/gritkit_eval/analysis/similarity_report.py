@@ -22,7 +22,8 @@ _MEANING = {
     "mean cosine": "of all pairs; 0 is isotropic", "effective rank": "directions in use", "effective rank / dim": "",
     "uniformity": "lower is more even", "alignment": "of pairs; lower is closer",
     "hubness": "skewness of N_k; 0 has no hubs", "anti-hubs": "texts near to none", "largest hub": "largest N_k",
-    "asymmetry": "mean |s(a, b) - s(b, a)|", "largest asymmetry": "", "asymmetry / spread": "of s over all pairs",
+    "asymmetry": "mean difference of s(a, b) and s(b, a)", "largest asymmetry": "",
+    "asymmetry / spread": "of s over all pairs",
     "own cosine": "a text as query with itself as passage", "triangles of 1 - cosine": "share violated",
     "excess of 1 - cosine": "mean, where violated", "triangles of angle": "must be 0: a check", "excess of angle": "",
     "length correlation": "of cosine and difference in length",
@@ -62,18 +63,21 @@ class Report:
         drawn = figure(8, 1 + 2.9 * len(tasks))
         grid = drawn.subplots(len(tasks), 1, squeeze=False)[:, 0]
         for axes, task in zip(grid, tasks, strict=True):
-            for number, one in enumerate(self._of(task)):
+            made = self._of(task)
+            for number, one in enumerate(made):
                 names = [name for name in one.scores if name.startswith(_VARIANT)]
                 heights = [one.scores["mean cosine"], *(one.scores[name] for name in names)]
-                places = [place + 0.8 / len(self._of(task)) * number for place in range(len(heights))]
-                width = 0.72 / len(self._of(task))
+                places = [place + 0.8 / len(made) * number for place in range(len(heights))]
+                width = 0.72 / len(made)
                 axes.bar(places, heights, width, color=COLOURS[number % len(COLOURS)], label=one.model)
                 labels = ["any two texts", *(name.removeprefix(_VARIANT) for name in names)]
-                axes.set_xticks([place + 0.36 for place in range(len(labels))], labels, rotation=18, fontsize=8)
+                axes.set_xticks(
+                    [place + 0.4 - 0.4 / len(made) for place in range(len(labels))], labels, rotation=18, fontsize=8
+                )
             axes.set_title(task, fontsize=10)
             axes.set_ylabel("cosine with the text")
             axes.grid(axis="y", alpha=0.25)
-            axes.legend(frameon=False, fontsize=8, loc="lower right")
+        grid[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
         save(drawn, results.parent / PLOT)
         return results.parent / PLOT
 

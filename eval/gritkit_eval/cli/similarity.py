@@ -23,7 +23,7 @@ def similarity(
         str | None, typer.Option(help="Of the query role, where both roles are compared and in pairs.")
     ] = None,
     k: Annotated[int, typer.Option(help="Nearest neighbours by which hubs are counted.", min=1)] = 10,
-    limit: Annotated[int, typer.Option(help="Texts of each file, drawn at random.", min=4, max=5000)] = 1000,
+    limit: Annotated[int, typer.Option(help="Texts of each file, drawn at random.", min=4, max=5000)] = 500,
     seed: Annotated[int, typer.Option(help="Chooses the texts.", min=0)] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Folder for outcomes; what is there is not measured again.")
