@@ -16,7 +16,7 @@ from gritkit_eval.generation.measure import measure
 from gritkit_eval.generation.report import command, notes, tables
 from gritkit_eval.generation.run import Settings, run, split_names
 from gritkit_eval.outcome import Outcome, OutcomeFolder
-from tests.eval.generation_data import write_all
+from tests.eval.generation_data import TASKS, write, write_all
 from tests.models import TEXTS, grit_model
 
 
@@ -200,3 +200,12 @@ def test_tasks_that_cannot_be_had(folder: Path) -> None:
     with pytest.raises(GritkitError, match=r"the data of wikitext cannot be had .* is the machine online") as caught:
         run(settings(folder, tasks=("wikitext",)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_choice_that_does_not_fit_is_wrong(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [dict(TASKS["gen_eval/piqa/validation"][0]), {"goal": "a", "choices": ["b", "x y " * 400], "answer": 0}]
+    write(folder / "data", "gen_eval/piqa/validation", rows)
+    (task,) = load_tasks(folder / "data", ["piqa"], Options())
+    made = measure(GritModel.from_pretrained(folder / "model"), task, chat=False)
+    assert made.examples[1] == 0.0
+    assert "piqa: 1 of the examples do not fit the model's context and count as wrong" in caplog.text

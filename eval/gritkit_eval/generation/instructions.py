@@ -10,6 +10,7 @@ This module knows nothing about models.
 from __future__ import annotations
 
 import contextlib
+import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -43,12 +44,13 @@ def checkers() -> Any:
 
 @contextlib.contextmanager
 def _no_download() -> Iterator[None]:
-    """The harness fetches punkt_tab as soon as it is imported, whether it is needed or not; nobody asked for that."""
+    """The harness fetches punkt_tab as soon as it is imported and prints that it did; nobody asked for either."""
     import nltk
 
     fetch, nltk.download = nltk.download, lambda *_, **__: False
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         nltk.download = fetch
 

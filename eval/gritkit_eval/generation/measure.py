@@ -5,6 +5,7 @@ This module knows nothing about where tasks or models come from, or how results 
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from gritkit.generation.params import Finished
 from gritkit_eval.generation.scoring import Pair, context_limit, score_pairs
 from gritkit_eval.generation.tasks import ChoiceExample, Grades, Prompt, Task, means
 from gritkit_eval.generation.texts import Texts, greedy
+
+log = logging.getLogger("gritkit")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def measure(model: GritModel, task: Task, *, chat: bool, progress: bool = False)
     with _bar(progress, task) as bar:
         try:
             if task.choices:
-                grades = _choose(model, texts, task.choices, chat, bar)
+                grades = _choose(model, texts, task, chat, bar)
             else:
                 written = _write(model, texts, task, chat, bar)
                 grades = [one.grade(text) for one, text in zip(task.written, written, strict=True)]
@@ -59,15 +62,35 @@ def _context(texts: Texts, prompt: Prompt, chat: bool) -> str:
     return texts.chat(prompt.messages()) + prompt.opening if chat else prompt.text()
 
 
-def _choose(model: GritModel, texts: Texts, examples: Sequence[ChoiceExample], chat: bool, bar: Any) -> list[Grades]:
-    pairs: list[Pair] = []
-    for example in examples:
-        contexts = {prompt: _context(texts, prompt, chat) for prompt in set(example.prompts)}
-        for prompt, answer in zip(example.prompts, example.answers, strict=True):
-            # After a chat's opening the answer begins at once.
-            pairs.append(texts.pair(contexts[prompt], answer if chat else f"{prompt.delimiter}{answer}"))
+def _choose(model: GritModel, texts: Texts, task: Task, chat: bool, bar: Any) -> list[Grades]:
+    limit = context_limit(model)
+    of_example = [_pairs(texts, example, chat) for example in task.choices]
+    fits = [all(len(continuation) <= limit for _, continuation in pairs) for pairs in of_example]
+    pairs = [pair for held, its in zip(fits, of_example, strict=True) if held for pair in its]
     scored = iter(score_pairs(model, pairs, bar.update))
-    return [example.grade([next(scored).logprob for _ in example.answers]) for example in examples]
+    if not all(fits):
+        log.warning(
+            "%s: %d of the examples do not fit the model's context and count as wrong", task.name, fits.count(False)
+        )
+    return [
+        example.grade([next(scored).logprob for _ in example.answers])
+        if held
+        else dict.fromkeys(_metrics(example), 0.0)
+        for held, example in zip(fits, task.choices, strict=True)
+    ]
+
+
+def _pairs(texts: Texts, example: ChoiceExample, chat: bool) -> list[Pair]:
+    """Of every choice; in a chat the answer begins at once, after what opens it."""
+    contexts = {prompt: _context(texts, prompt, chat) for prompt in set(example.prompts)}
+    return [
+        texts.pair(contexts[prompt], answer if chat else f"{prompt.delimiter}{answer}")
+        for prompt, answer in zip(example.prompts, example.answers, strict=True)
+    ]
+
+
+def _metrics(example: ChoiceExample) -> list[str]:
+    return list(example.grade([0.0] * len(example.answers)))
 
 
 def _write(model: GritModel, texts: Texts, task: Task, chat: bool, bar: Any) -> list[str]:
