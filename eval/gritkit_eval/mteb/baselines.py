@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _WORDS = 10_000
 """Words of a TF-IDF vector: the most frequent ones of a task's texts."""
+_NUM_TEXTS = 3000
+"""Docstrings that the random model's tokenizer is made of."""
 _TEXT_COLUMNS = frozenset(
     {"text", "title", "sentence1", "sentence2", "sentences", "human_summaries", "machine_summaries"}
 )
@@ -128,12 +131,10 @@ def _bm25() -> Contestant:
     if not versions_of("bm25s"):
         raise MissingExtraError("bm25s", "eval")
 
-    def encoder(task: Any) -> Bm25 | None:
-        return (
-            Bm25() if hasattr(task, "k_values") else None
-        )  # mteb's retrieval and reranking, and what derives from them
+    def takes(task: Any) -> bool:
+        return all(hasattr(part, "k_values") for part in parts(task))  # mteb's retrieval, and what derives from it
 
-    return Contestant("bm25", _version("bm25", "bm25s"), encoder)
+    return Contestant("bm25", _version("bm25", "bm25s"), lambda task: Bm25(), takes=takes)
 
 
 def _tfidf() -> Contestant:
@@ -152,7 +153,7 @@ def _random() -> Contestant:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "random"
-        make_model(folder, sorted(set(docstrings())), "6M")
+        make_model(folder, list(dict.fromkeys(islice(docstrings(), _NUM_TEXTS))), "6M")
         model = GritModel.from_pretrained(folder)
     return from_model("random", model, max_length=512)
 
@@ -168,7 +169,7 @@ BASELINES: Mapping[str, Callable[[], Contestant]] = {
 
 def _version(name: str, package: str) -> str:
     """What stands for a fingerprint: a method's name and the version of what it is made of."""
-    return f"{name} {versions_of(package).get(package, 'unknown')}"
+    return f"{name}-{versions_of(package).get(package, 'unknown')}"
 
 
 def _texts(task: Any) -> Iterator[str]:

@@ -143,8 +143,10 @@ def model_meta(name: str, fingerprint: str, **known: Any) -> Any:
     except ImportError:
         raise MissingExtraError("mteb", "eval") from None
     named = name if "/" in name else f"gritkit/{name}"  # mteb wants a name with an owner
-    fields = {"name": named, "revision": fingerprint[:REVISION], "similarity_fn_name": ScoringFunction.COSINE} | known
-    return ModelMeta.create_empty(overwrites=fields)
+    given = {"name": named, "revision": fingerprint[:REVISION], "similarity_fn_name": ScoringFunction.COSINE, **known}
+    empty = {name: None for name, field in ModelMeta.model_fields.items() if field.is_required()}
+    known_here = {name: value for name, value in given.items() if name in ModelMeta.model_fields}  # they grow with mteb
+    return ModelMeta(**{**empty, "framework": [], **known_here})
 
 
 def _role(task: Any, *, document: bool) -> Role:
