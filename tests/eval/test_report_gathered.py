@@ -32,6 +32,22 @@ def test_settings_that_differ_on_one_task_name_the_runs() -> None:
     assert [run.name for run in kinds.runs] == ["m · x=1", 'm · x="1"', "m · x=one"]
 
 
+def test_forms_of_a_model_are_runs() -> None:
+    """As gritkit eval efficiency writes them: the form is the task."""
+    made = [
+        outcome(f"{dim} dimensions", kind="efficiency", task_type="efficiency", settings={"name": str(dim), "limit": 5})
+        for dim in (256, 64)
+    ]
+    speed = outcome("throughput", kind="efficiency", task_type="throughput", metric="texts/s")
+    gathered = Gathered([*made, speed])
+    assert [run.name for run in gathered.runs] == ["m", "m · 64 dimensions", "m · 256 dimensions"]
+    assert [(one.task, one.task_type) for one in gathered.measures] == [
+        ("efficiency", "efficiency"), ("throughput", "throughput"),
+    ]  # fmt: skip
+    twice = [*made, outcome("64 dimensions", kind="efficiency", task_type="efficiency", settings={"name": "x"})]
+    assert len(Gathered(twice).outcomes) == 3
+
+
 def test_figures_of_different_data_are_different_measures() -> None:
     gathered = Gathered(
         [

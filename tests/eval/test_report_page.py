@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -18,6 +20,7 @@ from gritkit_eval.report.composition import Report, html, text, write_html, writ
 from gritkit_eval.report.export import as_json
 from gritkit_eval.report.gathered import Gathered
 from gritkit_eval.report.page import plot_style
+from gritkit_eval.report.plots import unbeaten
 from gritkit_eval.report.words import figure, markdown, plain
 from tests.outcomes import outcome
 
@@ -39,8 +42,8 @@ def several() -> list[Outcome]:
     made = [one for one in made if (one.model, one.task) != ("c", "STS 2")]
     made += [
         outcome(
-            "STS 0", "a", dim**0.2 / 5, kind="efficiency", settings={"dim": dim},
-            scores={"spearman": dim**0.2 / 5, "bytes_per_vector": 4.0 * dim, "note": math.nan},
+            f"{dim} dimensions", "a", kind="efficiency", task_type="efficiency", settings={"name": dim},
+            metric="quality", scores={"quality": dim**0.2 / 5, "bytes per vector": 4.0 * dim, "texts/s": 3.0, "x": math.nan},
         )
         for dim in (32, 128, 512)
     ]  # fmt: skip
@@ -85,7 +88,10 @@ def check(page: str) -> None:
             assert value.startswith("#"), value
     assert not re.search(r"url\(|@import", page)
     tree = LexborHTMLParser(page)
-    assert len(tree.css("script")) == 1
+    (script,) = tree.css("script")
+    digest = base64.b64encode(hashlib.sha256(script.text().encode()).digest()).decode()
+    policy = tree.css("meta[http-equiv=Content-Security-Policy]")[0].attributes["content"]
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     assert tree.css("img, iframe, object, embed, link") == []
     ids = [node.attributes["id"] for node in tree.css("[id]")]
     assert len(ids) == len(set(ids))
@@ -137,14 +143,14 @@ def test_plots_say_their_values() -> None:
     labels = [node.attributes["aria-label"] for node in tree.css("figure > svg")]
     assert labels == [
         "Average of each task type, 3 runs", "STS by run", "Retrieval by run", "math by run",
-        "STS against bytes_per_vector", "STS against dim", "STS by run",
+        "efficiency against bytes per vector", "efficiency by run",
     ]  # fmt: skip
     titles = [node.text() for node in tree.css("svg title")]
     assert "a, Retrieval 1: 0.3370" in titles
     assert "a, average: 0.3185" in titles
-    assert f"a · dim=32: {32**0.2 / 5:.4f} at bytes_per_vector 128" in titles
+    assert f"a · 32 dimensions: {32**0.2 / 5:.4f} at bytes per vector 128" in titles
     legends = [[item.text() for item in node.css("li bdi")] for node in tree.css("ul.legend")]
-    assert legends == [["a", "b", "c"], ["a"], ["a"]]
+    assert legends == [["a", "b", "c"], ["a"]]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -181,6 +187,13 @@ def test_markdown_is_the_same_tables(tmp_path: Path) -> None:
     assert len(links) == len(list(drawn.parent.iterdir()))
     columns = [line.count(" | ") for line in written.splitlines() if line.startswith("| ")]
     assert min(columns) >= 1
+
+
+def test_the_line_of_a_plot_joins_what_nothing_beats() -> None:
+    points = [(4.0, 0.5), (1.0, 0.3), (2.0, 0.2), (4.0, 0.4), (8.0, 0.5), (9.0, 0.6)]
+    assert unbeaten(points, cheap=True, rising=True) == [(1.0, 0.3), (4.0, 0.5), (9.0, 0.6)]
+    assert unbeaten(points, cheap=False, rising=True) == [(9.0, 0.6)]
+    assert unbeaten(points, cheap=True, rising=False) == [(1.0, 0.3), (2.0, 0.2)]
 
 
 def test_one_run_and_no_figures() -> None:

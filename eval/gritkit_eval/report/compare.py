@@ -127,7 +127,7 @@ def _matched(
         ones, others = first[key], second[key]
         same = [(one, other) for one in ones for other in others if not _unlike(one, other)]
         several = len(same) > 1
-        matched += [(one, other, _label(one, several)) for one, other in same]
+        matched += [(one, other, _label(task, one, several)) for one, other in same]
         if not same:
             refused.append((task, _unlike(ones[0], others[0])))
     return matched, refused
@@ -145,10 +145,10 @@ def _unlike(one: Outcome, other: Outcome) -> str:
     return ""
 
 
-def _label(one: Outcome, several: bool) -> str:
+def _label(task: str, one: Outcome, several: bool) -> str:
     data = [setting(name, one.settings[name]) for name in DATA_SETTINGS if one.settings.get(name) is not None]
     parts = [f"version {one.version}", *data]
-    return f"{one.task} ({', '.join(parts)})" if several else one.task
+    return f"{task} ({', '.join(parts)})" if several else task
 
 
 def _pair(one: Outcome, other: Outcome, label: str, resamples: int, seed: int) -> Pair:

@@ -4,6 +4,8 @@
     run        a model under one set of the other settings. Where a model has several outcomes of one measure, the
                settings that differ among them name its runs; else its name alone does
 
+Of kind efficiency the tasks are forms of a model (256 dimensions, int8 vectors) over one set of tasks: each is a run.
+
 Two models of one name (other weights, other fingerprint) are two runs. Of two outcomes of one run and measure the later
 one stands, and the earlier one is kept on a list.
 
@@ -27,6 +29,8 @@ from gritkit_eval.report.words import listed, setting
 
 DATA_SETTINGS = ("limit", "seed", "split")
 """Settings that choose among a task's examples: figures that differ in one are of different things."""
+FORMS = ("efficiency",)
+"""Kinds whose outcomes of the type of that name have a form of the model as their task."""
 _FALLING = {
     "perplexity", "ppl", "loss", "nll", "bits", "kl", "error", "errors", "wer", "cer", "latency", "seconds", "ttft",
     "ms", "bytes", "time",
@@ -75,7 +79,8 @@ class Gathered:
         varying = _varying(kept)
         for one in kept:
             keys = varying.get((one.model, one.fingerprint, one.kind), [])
-            variant = ", ".join(setting(key, one.settings[key]) for key in keys if key in one.settings)
+            form = [one.task] if _is_form(one) else []
+            variant = ", ".join(form + [setting(key, one.settings[key]) for key in keys if key in one.settings])
             run = Run(models[one.model, one.fingerprint], variant)
             self.cells[measure_of(one), run] = one
         self.measures = list(dict.fromkeys(measure for measure, _ in self.cells))
@@ -134,7 +139,12 @@ def _names(runs: Sequence[Run]) -> str:
 
 def measure_of(one: Outcome) -> Measure:
     data = tuple((name, _fixed(one.settings[name])) for name in DATA_SETTINGS if one.settings.get(name) is not None)
-    return Measure(one.kind, one.task_type, one.task, one.version, one.metric, data)
+    task = one.kind if _is_form(one) else one.task
+    return Measure(one.kind, one.task_type, task, one.version, one.metric, data)
+
+
+def _is_form(one: Outcome) -> bool:
+    return one.kind in FORMS and one.task_type == one.kind
 
 
 def _fixed(value: Any) -> str:
@@ -189,11 +199,11 @@ def _start(fingerprint: str, among: Mapping[str, None]) -> str:
 
 def _varying(outcomes: Sequence[Outcome]) -> dict[tuple[str, str, str], list[str]]:
     """(model, fingerprint, kind) -> the settings in which its outcomes of one measure differ."""
-    cells: dict[tuple[tuple[str, str, str], Measure], list[Outcome]] = defaultdict(list)
+    cells: dict[tuple[tuple[str, str, str], Measure, str], list[Outcome]] = defaultdict(list)
     for one in outcomes:
-        cells[(one.model, one.fingerprint, one.kind), measure_of(one)].append(one)
+        cells[(one.model, one.fingerprint, one.kind), measure_of(one), one.task].append(one)
     found: dict[tuple[str, str, str], dict[str, None]] = defaultdict(dict)
-    for (model, _), several in cells.items():
+    for (model, _, _), several in cells.items():
         for key in dict.fromkeys(key for one in several for key in one.settings):
             if len({_fixed(one.settings.get(key)) for one in several}) > 1:
                 found[model][key] = None

@@ -165,7 +165,7 @@ def against(group: Group, cost: str, numbers: dict[Run, int]) -> Drawing | None:
     signs = {model: numbers[several[0][2]] for model, several in points.items()}
     lines = ""
     for model, several in points.items():
-        frontier = _unbeaten([(x, y) for x, y, _ in several], cheap=not _is_rate(cost), rising=group.rising)
+        frontier = unbeaten([(x, y) for x, y, _ in several], cheap=not _is_rate(cost), rising=group.rising)
         path = " ".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in frontier)
         if len(frontier) > 1:
             lines = "Lines: runs that no other of their model beats in both."
@@ -178,7 +178,7 @@ def against(group: Group, cost: str, numbers: dict[Run, int]) -> Drawing | None:
     return Drawing(270, f"{group.name} against {cost}", parts, caption, entries)
 
 
-def _unbeaten(points: Sequence[tuple[float, float]], *, cheap: bool, rising: bool) -> list[tuple[float, float]]:
+def unbeaten(points: Sequence[tuple[float, float]], *, cheap: bool, rising: bool) -> list[tuple[float, float]]:
     """From the best cost on, every point that is better than all before it."""
     found: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda at: (at[0] if cheap else -at[0], -at[1] if rising else at[1])):
@@ -189,7 +189,7 @@ def _unbeaten(points: Sequence[tuple[float, float]], *, cheap: bool, rising: boo
 
 def _is_rate(cost: str) -> bool:
     """Whether more of it is better."""
-    return "per_second" in cost or "throughput" in cost
+    return cost.endswith(("/s", "per_second")) or "throughput" in cost
 
 
 def _costs(group: Group, run: Run) -> dict[str, float]:
@@ -199,9 +199,13 @@ def _costs(group: Group, run: Run) -> dict[str, float]:
     for one in cells:
         for name, value in [*one.scores.items(), *one.settings.items()]:
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if number and name != one.metric and not _COST.isdisjoint(re.split(r"[^a-z]+", name.lower())):
+            if number and name != one.metric and _is_cost(name):
                 found.setdefault(name, []).append(float(value))
     return {name: statistics.fmean(values) for name, values in found.items() if len(values) == len(cells)}
+
+
+def _is_cost(name: str) -> bool:
+    return _is_rate(name) or not _COST.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
 def _scores(group: Group, run: Run) -> list[tuple[str, float]]:
