@@ -43,7 +43,7 @@ def several() -> list[Outcome]:
     made += [
         outcome(
             f"{dim} dimensions", "a", kind="efficiency", task_type="efficiency", settings={"name": dim},
-            metric="quality", scores={"quality": dim**0.2 / 5, "bytes per vector": 4.0 * dim, "texts/s": 3.0, "x": math.nan},
+            scores={"q": dim**0.2 / 5, "bytes per vector": 4.0 * dim, "texts/s": 3.0, "x": math.nan}, metric="q",
         )
         for dim in (32, 128, 512)
     ]  # fmt: skip
