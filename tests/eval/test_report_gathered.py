@@ -28,6 +28,9 @@ def test_settings_that_differ_on_one_task_name_the_runs() -> None:
     assert [run.name for run in gathered.runs] == ["m · dim=64", "m · dim=256", "plain"]
     assert gathered.score(measure_of(made[1]), Run("m", "dim=256")) == 0.256
     assert math.isnan(gathered.score(measure_of(made[1]), Run("nobody")))
+    nothing = Gathered([outcome(settings={"dim": None}), outcome(settings={"dim": 64}), outcome(made="2026-03-01")])
+    assert [run.name for run in nothing.runs] == ["m", "m · dim=64"]
+    assert len(nothing.older) == 1
     kinds = Gathered([outcome(settings={"x": "1"}), outcome(settings={"x": 1}), outcome(settings={"x": "one"})])
     assert [run.name for run in kinds.runs] == ["m · x=1", 'm · x="1"', "m · x=one"]
 

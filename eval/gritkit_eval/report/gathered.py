@@ -79,8 +79,8 @@ class Gathered:
         varying = _varying(kept)
         for one in kept:
             keys = varying.get((one.model, one.fingerprint, one.kind), [])
-            form = [one.task] if _is_form(one) else []
-            variant = ", ".join(form + [setting(key, one.settings[key]) for key in keys if key in one.settings])
+            named = [setting(key, one.settings[key]) for key in keys if one.settings.get(key) is not None]
+            variant = ", ".join([one.task, *named] if _is_form(one) else named)
             run = Run(models[one.model, one.fingerprint], variant)
             self.cells[measure_of(one), run] = one
         self.measures = list(dict.fromkeys(measure for measure, _ in self.cells))
@@ -147,6 +147,11 @@ def _is_form(one: Outcome) -> bool:
     return one.kind in FORMS and one.task_type == one.kind
 
 
+def _given(one: Outcome) -> dict[str, Any]:
+    """Its settings but for those left at null, which is what they are where nobody names them."""
+    return {name: value for name, value in one.settings.items() if value is not None}
+
+
 def _fixed(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
@@ -169,7 +174,7 @@ def _latest(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
     found: dict[tuple[str, ...], Outcome] = {}
     older = []
     for one in outcomes:
-        same = (one.model, one.fingerprint, one.kind, one.task, one.version, _fixed(dict(one.settings)))
+        same = (one.model, one.fingerprint, one.kind, one.task, one.version, _fixed(_given(one)))
         other = found.get(same)
         if other is not None:
             older.append(min(one, other, key=lambda each: each.made))

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gritkit_eval.report.gathered import Gathered, Run
-from gritkit_eval.report.notes import MADE_HEADER, Made
+from gritkit_eval.report.notes import Made
 from gritkit_eval.report.standings import CONTESTS, Group, best, overall_of, ratio_to
 from gritkit_eval.report.words import duration, figure, ratio
+
+_MADE = ("Run", "Kind", "Fingerprint", "Tasks", "Settings", "Versions", "Machine", "Made", "Took")
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,14 @@ def figures(gathered: Gathered, kind: str) -> Grid | None:
 
 def made(lines: Sequence[Made]) -> Grid:
     rows = [
-        [*(Cell(text) for text in one.cells()[:-1]), Cell(duration(one.seconds), value=one.seconds)] for one in lines
-    ]
-    return Grid("How it was made", [Head(name.capitalize()) for name in MADE_HEADER], rows)
+        [
+            Cell(one.run), Cell(one.kind), Cell(one.fingerprint[:12]), Cell(f"{one.num_tasks:,}", one.num_tasks),
+            Cell(one.settings), Cell(one.versions), Cell(one.machine), Cell(one.dates),
+            Cell(duration(one.seconds), one.seconds if math.isfinite(one.seconds) else None),
+        ]
+        for one in lines
+    ]  # fmt: skip
+    return Grid("How it was made", [Head(name) for name in _MADE], rows)
 
 
 def _number(value: float, is_best: bool = False, baseline: float = math.nan) -> Cell:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gritkit_eval.outcome import Outcome
 from gritkit_eval.report.gathered import Gathered, Run
 from gritkit_eval.report.standings import Group
-from gritkit_eval.report.words import count, duration, listed, setting
+from gritkit_eval.report.words import count, listed, setting
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,6 @@ class Made:
     dates: str
     seconds: float
 
-    def cells(self) -> list[str]:
-        return [
-            self.run, self.kind, self.fingerprint[:12], f"{self.num_tasks:,}", self.settings, self.versions,
-            self.machine, self.dates, duration(self.seconds),
-        ]  # fmt: skip
-
-
-MADE_HEADER = ("run", "kind", "fingerprint", "tasks", "settings", "versions", "machine", "made", "took")
-
 
 def made_of(gathered: Gathered) -> list[Made]:
     """One line for each run and kind."""
@@ -52,7 +43,8 @@ def _made(run: str, kind: str, several: Sequence[Outcome]) -> Made:
     shared = {
         name: value
         for name, value in several[0].settings.items()
-        if len({json.dumps(one.settings.get(name), sort_keys=True, default=str) for one in several}) == 1
+        if value is not None
+        and len({json.dumps(one.settings.get(name), sort_keys=True, default=str) for one in several}) == 1
     }
     versions: dict[str, dict[str, None]] = {}
     for one in several:
