@@ -65,7 +65,8 @@ class PostgresStore:
         url: ``postgresql://user:password@host/database``; the tables are in its schema ``gritkit``.
         dim: Length of the vectors.
         generation: Which of the tables there; re-indexing fills the next one beside the one in use.
-        exact_bytes: From this many bytes of vectors on, :meth:`optimize` builds an index for them.
+        exact_bytes: Up to this many bytes of vectors every one of them is looked at; with more, :meth:`optimize` builds
+            an index for them.
 
     Raises:
         MissingExtraError: without the packages psycopg and pgvector. StoreError: for a database that cannot be used.
@@ -156,8 +157,8 @@ class PostgresStore:
         query = np.asarray(vector, dtype=np.float32)
 
         def search(run: Run) -> list[tuple[Row, float]]:
-            setting = self._setting(run)
-            if setting is not None and setting.ef:
+            setting = self._index_to_ask(run)
+            if setting is not None:
                 found = self._by_index(run, query, top_k, tags, setting.ef)
                 if len(found) == top_k:  # else the scan ended before enough had passed the filter
                     return ranked(found, query, top_k)
@@ -203,8 +204,8 @@ class PostgresStore:
         self._call("write", lambda run: run(f"COMMENT ON INDEX {{hnsw}} IS '{comment}'"))
 
     def searched_by(self) -> str:
-        setting = self._call("read", self._setting)
-        if setting is not None and setting.ef:
+        setting = self._call("read", self._index_to_ask)
+        if setting is not None:
             return f"index, ef_search {setting.ef}, measured recall {setting.recall:.3f}"
         return "exact, on the server"
 
@@ -260,6 +261,11 @@ class PostgresStore:
         query = "SELECT obj_description(to_regclass(%s), 'pg_class')"
         comment = run(query, (run.text("{hnsw}"),)).fetchone()[0]
         return _Setting(**json.loads(comment)) if comment else None
+
+    def _index_to_ask(self, run: Run) -> _Setting | None:
+        setting = self._setting(run)
+        asked = setting is not None and setting.ef > 0 and setting.rows * self._dim * 4 > self._exact_bytes
+        return setting if asked else None
 
     def _measured(self, run: Run) -> tuple[int, float]:
         sampled = run("SELECT vector FROM {table} ORDER BY hashtext(document), number LIMIT %s", (_QUERIES,)).fetchall()
