@@ -43,6 +43,8 @@ def test_a_page_a_text_and_a_summary(folder: Path) -> None:
     (group,) = listed["groups"]
     assert group["average"]["a"] == pytest.approx(sum(task["score"]["a"] for task in group["tasks"]) / 6)
     assert group["ratio"]["a"] == 1.0
+    with pytest.raises(InputError, match="out is a folder: name a file in it"):
+        run(*words, "--html", str(folder / "out"))
     with pytest.raises(InputError, match="no results of 'x'"):
         run("report", str(folder / "a"), "--baseline", "x")
 

@@ -220,6 +220,12 @@ def test_many_runs() -> None:
     assert "The 40 best of 60 runs." in page
 
 
+def test_names_on_one_line() -> None:
+    assert [plain(name) for name in ("a|b\n# c", "\u202eevil\x00", "\ud800half", "", " a\u2028b ")] == [
+        "a|b # c", "evil", "?half", "(no name)", "a b",
+    ]  # fmt: skip
+
+
 def test_numbers_as_they_are_read() -> None:
     shown = [figure(x) for x in (0.82034, -0.5, 0.0, 1.0, 12.345, 20.0, 123456.7, 0.00012, math.nan, -math.inf)]
     assert shown == ["0.8203", "-0.5000", "0.0000", "1.0000", "12.35", "20", "123,457", "1.2e-04", "n/a", "n/a"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from gritkit.errors import InputError
 from gritkit.files import resolve, write_atomic
 from gritkit_eval.report import grids, markdown, page, plots
 from gritkit_eval.report.gathered import Gathered, Run
@@ -147,14 +148,15 @@ def text(chapters: Sequence[Chapter], plot: Callable[[Drawing], str] | None = No
 
 
 def write_html(path: Path, title: str, lead: str, chapters: Sequence[Chapter]) -> Path:
-    path = resolve(path)
+    """Raises InputError for a path that is a folder's."""
+    path = _file(path)
     write_atomic(path, html(title, lead, chapters).encode("utf-8"))
     return path
 
 
 def write_markdown(path: Path, title: str, lead: str, chapters: Sequence[Chapter]) -> Path:
-    """The text, and its plots in a folder of the same name beside it."""
-    path = resolve(path)
+    """The text, and its plots in a folder of the same name beside it. Raises InputError for a path that is a folder's."""
+    path = _file(path)
     style, numbers = page.plot_style(), itertools.count(1)
 
     def put(drawing: Drawing) -> str:
@@ -165,6 +167,13 @@ def write_markdown(path: Path, title: str, lead: str, chapters: Sequence[Chapter
     whole = f"# {in_markdown(title)}\n\n{in_markdown(lead)}\n\n{text(chapters, put)}"
     write_atomic(path, whole.encode("utf-8"))
     return path
+
+
+def _file(path: Path) -> Path:
+    found = resolve(path)
+    if found.is_dir():
+        raise InputError(f"{found} is a folder: name a file in it")
+    return found
 
 
 def _block_html(block: Block) -> str:

@@ -17,9 +17,13 @@ _ENTITY = re.compile(r"&(?=#?\w+;)")
 _LINK = re.compile(r"(?i)\b(https?|ftp)://|\bwww\.")
 
 
+_TURNS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+"""Characters that turn the direction of writing, and so may make a name read as another."""
+
+
 def plain(text: str) -> str:
-    """One line that any encoder takes: control characters and half characters replaced."""
-    whole = text.encode("utf-8", "replace").decode("utf-8")
+    """One line that any encoder takes: control characters and half characters replaced, turns of direction removed."""
+    whole = text.translate(_TURNS).encode("utf-8", "replace").decode("utf-8")
     kept = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in whole)
     return " ".join(kept.split()) or "(no name)"
 
