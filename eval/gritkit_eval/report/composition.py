@@ -155,7 +155,7 @@ def write_html(path: Path, title: str, lead: str, chapters: Sequence[Chapter]) -
 
 
 def write_markdown(path: Path, title: str, lead: str, chapters: Sequence[Chapter]) -> Path:
-    """The text, and its plots in a folder of the same name beside it. Raises InputError for a path that is a folder's."""
+    """The text, and its plots in a folder of its name beside it. Raises InputError for a path that is a folder's."""
     path = _file(path)
     style, numbers = page.plot_style(), itertools.count(1)
 

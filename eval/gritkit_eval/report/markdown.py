@@ -12,13 +12,10 @@ from gritkit_eval.report.grids import Cell, Grid
 from gritkit_eval.report.words import markdown
 
 
-def grid(given: Grid, *, cut: int | None = None) -> str:
-    """A table; the best figures in bold. Of more than ``cut`` rows the first ones, and how many there are."""
+def grid(given: Grid) -> str:
+    """A table; marked figures in bold."""
     heads = [_noted(markdown(head.text), head.note) for head in given.heads]
-    rows = given.rows if cut is None else given.rows[:cut]
-    lines = [[_cell(cell) for cell in row] for row in [*rows, *given.foot]]
-    more = f"\n\n{len(given.rows) - len(rows):,} more rows." if len(rows) < len(given.rows) else ""
-    return table(heads, lines) + more
+    return table(heads, [[_cell(cell) for cell in row] for row in [*given.rows, *given.foot]])
 
 
 def bullets(notes: Sequence[str]) -> str:
