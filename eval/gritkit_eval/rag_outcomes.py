@@ -23,6 +23,7 @@ from gritkit_eval.outcome import Outcome, OutcomeFolder, versions_of
 KIND = "rag"
 METRIC = "f1"
 _COUNTS = ("num_questions", "num_tokens", "recomputed")
+_NO_SCORES = ("setting", "f1_each")
 
 
 def version_of(exams: Sequence[Exam], documents: Sequence[Document]) -> str:
@@ -55,11 +56,11 @@ class Subject:
             folder.save(self._outcome(one, seconds / len(measured)))
 
     def _outcome(self, measured: Measured, seconds: float) -> Outcome:
-        scores = {name: float(value) for name, value in vars(measured).items() if name != "setting"}
+        scores = {name: float(value) for name, value in vars(measured).items() if name not in _NO_SCORES}
         return Outcome(
             kind=KIND, task=self.questions, task_type=CLOSED if measured.setting.mode == CLOSED else self.search,
             version=self.version, model=self.model, fingerprint=self.fingerprint, metric=METRIC, scores=scores,
-            seconds=seconds, settings=self._settings(measured.setting),
+            examples=measured.f1_each, seconds=seconds, settings=self._settings(measured.setting),
             versions=versions_of("gritkit", "lancedb", "torch", "transformers"),
         )  # fmt: skip
 
@@ -69,4 +70,5 @@ class Subject:
 
 def _measured(way: Setting, outcome: Outcome) -> Measured:
     scores: dict[str, Any] = dict(outcome.scores)
-    return Measured(setting=way, **scores | {name: int(scores[name]) for name in _COUNTS})
+    counts = {name: int(scores[name]) for name in _COUNTS}
+    return Measured(setting=way, f1_each=tuple(outcome.examples or ()), **scores | counts)

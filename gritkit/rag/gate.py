@@ -132,6 +132,8 @@ class Measured:
     """What the key-values that an answer read take in a block, a token."""
     recomputed: int
     """Chunks whose key-values were missing and read anew; more than none, and the times are not those of reuse."""
+    f1_each: tuple[float, ...]
+    """The F1 of every question, in their order."""
 
 
 @dataclass
@@ -353,6 +355,7 @@ def _figures(setting: Setting, tally: _Tally) -> Measured:
         document_tokens=mean.get("document_tokens", 0.0),
         bytes_per_token=tally.num_bytes / tally.stored_tokens if tally.stored_tokens else nan,
         recomputed=tally.recomputed,
+        f1_each=tuple(tally.quality["f1"]),
     )
 
 

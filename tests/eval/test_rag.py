@@ -143,6 +143,9 @@ def test_the_command(folder: Path) -> None:
     assert {(one.task, one.task_type, one.settings["mode"]) for one in kept} == {
         ("animals", "dense search", "off"), ("animals", "dense search", "cached"),
     }  # fmt: skip
+    for one in kept:
+        assert one.examples is not None
+        assert sum(one.examples) / len(one.examples) == pytest.approx(one.score)
     again = CliRunner().invoke(app, [*words, "--format", "json"], catch_exceptions=False)
     listed = json.loads(again.stdout)
     assert [(row["mode"], row["codec"]) for row in listed] == [("off", "int8"), ("cached", "int8")]

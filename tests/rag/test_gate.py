@@ -193,7 +193,8 @@ def test_what_cannot_be_measured(model: GritModel, rag_of: Callable[[str], Rag],
 
 def figures(setting: Setting, f1: float, kl: float) -> Measured:
     numbers = dict.fromkeys((field.name for field in dataclasses.fields(Measured)), 0.0)
-    return Measured(**{**numbers, "setting": setting, "f1": f1, "kl": kl, "num_questions": 9})  # type: ignore[arg-type]
+    given = {"setting": setting, "f1": f1, "kl": kl, "num_questions": 9, "f1_each": (f1,) * 9}
+    return Measured(**{**numbers, **given})  # type: ignore[arg-type]
 
 
 def test_a_way_is_judged_by_its_worst() -> None:
