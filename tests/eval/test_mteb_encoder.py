@@ -14,7 +14,7 @@ from tests.models import grit_model, shared_model
 mteb = pytest.importorskip("mteb")
 
 
-def metadata(kind: str, name: str = "Some", prompt: Any = None) -> Any:
+def metadata(kind: Any, name: str = "Some", prompt: Any = None) -> Any:
     from mteb.abstasks.task_metadata import TaskMetadata
 
     return TaskMetadata(

@@ -64,6 +64,10 @@ def test_a_limit_keeps_the_same_examples_for_a_seed_and_every_judged_passage(tmp
     assert len(one["sts.water"].dataset["test"]) == 5
     assert len(one["classification.acts"].dataset["test"]) == 5
     assert len(one["classification.acts"].dataset["train"]) == len(whole["classification.acts"].dataset["train"])
+    write(data / "classification/large/test.jsonl", [{"text": "b", "label": 0}, {"text": "c", "label": 1}])
+    write(data / "classification/large/train.jsonl", [{"text": f"{n}", "label": n % 2} for n in range(400)])
+    (large,) = load_tasks(data, ["classification.large"], limit=2)
+    assert large.dataset["train"]["label"].count(0) == large.dataset["train"]["label"].count(1) == 64  # type: ignore
     assert len(one["bitext.mirror"].dataset["fra-eng"]["test"]) == 5
     (few,) = load_tasks(data, ["retrieval.animals"], limit=2)
     split: Any = few.dataset["default"]["test"]  # type: ignore[index]

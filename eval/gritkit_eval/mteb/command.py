@@ -65,7 +65,7 @@ class Made:
             about += (
                 f" At most {self.settings.limit} examples a task (pairs, texts, queries, pairs a language) by seed "
                 f"{self.settings.seed}; a corpus keeps every passage judged for its queries and at most four times as "
-                "many others."
+                "many others, a class eight times the training examples that a draw takes."
             )
         return report(self.board, self.baseline, command=command(self.settings), about=about, versions=versions)
 

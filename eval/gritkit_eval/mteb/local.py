@@ -9,10 +9,11 @@ This module knows nothing about models, or how anything is measured.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gritkit.errors import InputError
 from gritkit.files import resolve
@@ -30,10 +31,12 @@ from gritkit_eval.mteb.records import (
     scored_record,
     summaries_record,
 )
-from gritkit_eval.mteb.tasks import AbsTask
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
 
 T = TypeVar("T")
-Draft = Callable[[], AbsTask]
+Draft = Callable[[], "AbsTask"]
 """A task whose data were read; called when all data are known to be right."""
 
 _SAME_AS = {
@@ -48,6 +51,8 @@ _SAME_AS = {
 _SHOTS = {"classification.amazon_counterfactual_en": 32}
 """Examples a class, where mteb's task of the same data departs from its default."""
 _USUAL_SHOTS = 8
+_POOL = 8
+"""Draws of training examples that a limit leaves of each class."""
 _FEWEST_CLUSTERS = 4
 _OTHERS = 4
 """Passages that nobody judged for the queries kept, at most so many for each query that a limit allows."""
@@ -67,6 +72,19 @@ class Sample:
         chosen = random.Random(f"{self.seed} {name}").sample(range(len(items)), times * self.limit)
         return [items[place] for place in sorted(chosen)]
 
+    def of_each_class(self, rows: Sequence[Mapping[str, Any]], name: str, most: int) -> list[Mapping[str, Any]]:
+        """At most so many of each label where there is a limit, in their order."""
+        if self.limit is None:
+            return list(rows)
+        order = random.Random(f"{self.seed} {name} train").sample(range(len(rows)), len(rows))
+        left = Counter({row["label"]: most for row in rows})
+        chosen = set()
+        for place in order:
+            if left[rows[place]["label"]] > 0:
+                left[rows[place]["label"]] -= 1
+                chosen.add(place)
+        return [rows[place] for place in sorted(chosen)]
+
 
 def load_tasks(
     data: Path, names: Sequence[str] = (), types: Sequence[str] = (), limit: int | None = None, seed: int = 0
@@ -74,7 +92,7 @@ def load_tasks(
     """Every task of the folder, or those of the ``names`` and ``types`` (mteb's words, or the folders').
 
     ``limit`` keeps so many examples: pairs, texts, queries (with all passages judged for them and at most four times
-    as many others), pairs a language. Few-shot training examples are not limited.
+    as many others), pairs a language; and of each class eight times the training examples that a draw takes.
 
     Raises:
         InputError: for a folder without data, an unknown name or type (listing the known), or a missing file.
@@ -165,15 +183,11 @@ def _classification(reader: Reader, name: str, folder: Path, sample: Sample) -> 
     for where, row in test:
         if train and row["label"] not in classes:
             reader.problems.add(where, f"the label {row['label']!r} has no training example")
-    kept = sample.of(_values(test), name)
-
-    def draft() -> AbsTask:
-        shots = _SHOTS.get(name, _USUAL_SHOTS)
-        return tasks.classification(
-            name, _prompt(name), _numbered(_values(train), classes), _numbered(kept, classes), shots=shots
-        )
-
-    return draft
+    kept, shots = sample.of(_values(test), name), _SHOTS.get(name, _USUAL_SHOTS)
+    pool = sample.of_each_class(_values(train), name, _POOL * shots)
+    return lambda: tasks.classification(
+        name, _prompt(name), _numbered(pool, classes), _numbered(kept, classes), shots=shots
+    )
 
 
 def _clustering(reader: Reader, name: str, folder: Path, sample: Sample) -> Draft:

@@ -121,7 +121,7 @@ def _splits(data: Mapping[str, Columns]) -> Any:
 
 
 def _metadata(
-    kind: str, name: str, metric: str, data: Any, prompt: str | None, languages: Mapping[str, Sequence[str]] | None
+    kind: Any, name: str, metric: str, data: Any, prompt: str | None, languages: Mapping[str, Sequence[str]] | None
 ) -> Any:
     """The revision is a digest of all that is measured on: other data, another limit or seed make another task."""
     digest = hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
