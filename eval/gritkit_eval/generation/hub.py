@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import logging
 import math
 import random
 from collections import defaultdict
@@ -23,7 +24,7 @@ import numpy as np
 
 from gritkit import GritModel
 from gritkit.errors import GritkitError, InputError, MissingExtraError
-from gritkit_eval.generation.local import Options
+from gritkit_eval.generation.local import LOCAL, Options
 from gritkit_eval.generation.measure import Measured
 from gritkit_eval.generation.rows import digest
 
@@ -96,13 +97,15 @@ class Harness:
         return self._manager_of(not _is_definition(name))
 
     def _load(self, name: str) -> Any:
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # of its many tries only the end is told, below
         try:
             loaded = self._manager(name).load([name])
         except GritkitError:
             raise
         except Exception as error:  # whatever the definition, its helpers, datasets or the network raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"the data of {name} cannot be had ({reason:.200}): is the machine online?") from None
+            advice = "give --shared, whose files have it" if name in LOCAL else "is the machine online?"
+            raise InputError(f"the data of {name} cannot be had ({reason:.200}): {advice}") from None
         unsafe = [task for task, made in loaded["tasks"].items() if getattr(made, "UNSAFE_CODE", False)]
         if unsafe:
             raise InputError(f"{unsafe[0]} runs what the model writes, unconfined: only humaneval in files is run")
