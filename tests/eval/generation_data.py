@@ -26,7 +26,8 @@ GSM8K = [
 ]
 BBH_PROMPT = (
     "CANARY\n-----\nEvaluate the result of a random Boolean expression.\n\nQ: not True is\n"
-    "A: Let's think step by step.\nIt is False. So the answer is False.\n\nQ: True is\nA: Let's think step by step.\nPlain.\nSo the answer is True."
+    "A: Let's think step by step.\nIt is False. So the answer is False.\n\nQ: True is\n"
+    "A: Let's think step by step.\nPlain.\nSo the answer is True."
     "\n\nQ: False is\nA: Let's think step by step.\nSo the answer is False."
 )
 TASKS: dict[str, Sequence[dict[str, Any]]] = {

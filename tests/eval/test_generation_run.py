@@ -82,7 +82,7 @@ def test_a_chat_goes_through_the_template(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(measuring, "score_pairs", kept)
     (task,) = load_tasks(folder / "data", ["arc_easy"], Options(num_fewshot=1, chat=True))
     measure(model, task, chat=True)
-    text = model.tokenizer.decode([*seen[0][0], *seen[0][1]])
+    text = str(model.tokenizer.decode([*seen[0][0], *seen[0][1]]))
     question = "Question: What do beavers build?\nAnswer:"
     assert text.startswith("<s><|user|>\nQuestion: ")
     assert text.count("<|user|>") == 2

@@ -98,9 +98,9 @@ def test_nothing_of_the_caller_is_there(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_no_process_is_started() -> None:
     needs("no processes")
-    for start in ("os.fork()", "os.system('true')", "os.posix_spawn('/bin/true', ['true'], {})"):
+    for call in ("os.fork()", "os.system('true')", "os.posix_spawn('/bin/true', ['true'], {})"):
         # os.system hides its failure in a status
-        assert not run(f"import os\nassert {start} is None").passed
+        assert not run(f"import os\nassert {call} is None").passed
     assert run("import os\ntry:\n    os.fork()\nexcept OSError:\n    pass\nelse:\n    raise SystemExit").passed
     bomb = "import os\nfor _ in range(60):\n    try:\n        os.fork()\n    except OSError:\n        pass"
     start = time.monotonic()

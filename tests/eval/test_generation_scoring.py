@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gritkit import GritModel
+from gritkit.backbone import Backbone
 from gritkit.errors import InputError
 from gritkit_eval.generation import scoring
 from gritkit_eval.generation.scoring import Pair, Scored, score_pairs
@@ -55,13 +56,13 @@ def test_a_shared_context_changes_nothing_in_float64() -> None:
 
 def test_a_shared_context_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = shared_model(), []
-    logits = scoring.Backbone.logits
+    logits = Backbone.logits
 
     def counted(self: Any, ids_T: Any, *rest: Any) -> Any:
         rows.append(len(ids_T))
         return logits(self, ids_T, *rest)
 
-    monkeypatch.setattr(scoring.Backbone, "logits", counted)
+    monkeypatch.setattr(Backbone, "logits", counted)
     context = list(range(5, 45))
     score_pairs(model, [(context, [7]), (context, [8]), (context, [9, 10, 11])])
     assert rows == [40 + 2]
@@ -72,13 +73,13 @@ def test_rows_are_bounded_by_tokens_and_by_logits(monkeypatch: pytest.MonkeyPatc
     pairs = pairs_of(model)
     want = score_pairs(model, pairs)
     sizes = []
-    logits = scoring.Backbone.logits
+    logits = Backbone.logits
 
     def counted(self: Any, ids_T: Any, positions_T: Any, plan: Any, keep_K: Any) -> Any:
         sizes.append(len(keep_K))
         return logits(self, ids_T, positions_T, plan, keep_K)
 
-    monkeypatch.setattr(scoring.Backbone, "logits", counted)
+    monkeypatch.setattr(Backbone, "logits", counted)
     monkeypatch.setattr(scoring, "_LOGITS", 40 * model.config.vocab_size)
     for got, one in zip(score_pairs(model, pairs), want, strict=True):
         assert got.logprob == pytest.approx(one.logprob, abs=1e-4)
