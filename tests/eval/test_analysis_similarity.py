@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gritkit.data.sources import Problems
 from gritkit.errors import InputError, RecordError
 from gritkit_eval.analysis.similarity import Settings, load, measure, pair_of, run
 from gritkit_eval.analysis.texts import data_files
@@ -94,17 +93,18 @@ def test_wrong_data_and_too_few_texts_are_named(folder: Path) -> None:
     (folder / "few.jsonl").write_text('{"text": "a b"}\n' * 9)
     with pytest.raises(InputError, match="1 different texts and 4 are needed"):
         run(settings(folder, texts=(folder / "few.jsonl",)), OutcomeFolder(folder / "out"))
-    assert not Problems().total
+    with pytest.raises(InputError, match="two models are called 'tiny'"):
+        run(settings(folder, models=("tiny=a", "tiny=b")), OutcomeFolder(folder / "out"))
 
 
 def test_the_command_writes_tables_a_section_and_a_plot(folder: Path) -> None:
     words = [
         "similarity", "--texts", str(folder / "animals.jsonl"), "-m", f"tiny={folder / 'model'}", "--k", "3",
-        "-m", str(folder / "model"), "--output", str(folder / "out"), "--results", str(folder / "R.md"),
+        "-m", f"twin={folder / 'model'}", "--output", str(folder / "out"), "--results", str(folder / "R.md"),
     ]  # fmt: skip
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0
-    assert "| figure | tiny | " in done.output
+    assert "| figure | tiny | twin |" in done.output
     assert "## eval similarity" in (folder / "R.md").read_text(encoding="utf-8")
     assert (folder / "plots/eval-similarity.png").read_bytes()[1:4] == b"PNG"
     done = CliRunner().invoke(app, [*words[:-2], "--format", "json"], catch_exceptions=False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def _resumed(
         before = outcomes.find(KIND, names[file], versions[file], fingerprint, settings)
         offenders = None if before is None else _load(outcomes, before)
         if before is not None and offenders is not None:
-            found[file] = Finding(file.name, before, offenders)
+            found[file] = Finding(file.name, replace(before, model=model), offenders)
     missing = [file for file in comparison.texts if file not in found]
     started = time.perf_counter()
     for file, measured in zip(missing, measure(missing) if missing else (), strict=True):

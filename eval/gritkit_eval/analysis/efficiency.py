@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from gritkit import GritModel
 from gritkit_eval.analysis.efficiency_report import Report
-from gritkit_eval.analysis.models import opened
+from gritkit_eval.analysis.models import check_names, opened
 from gritkit_eval.analysis.throughput import ROUNDS, Rate, rate, texts_of_tasks
 from gritkit_eval.analysis.variants import Cheaper, Remembering, Variant, variants_of
 from gritkit_eval.bench.report import machine
@@ -68,6 +68,7 @@ def run(settings: Settings, outcomes: OutcomeFolder) -> Report:
         RecordError: naming file and line of every bad record, before any model is loaded.
         InputError: for an unknown task, type, dtype, or a dimension or length that a model does not have.
     """
+    check_names(settings.models)
     tasks = load_tasks(settings.data, settings.tasks, settings.types, settings.limit, settings.seed)
     texts = texts_of_tasks(tasks, settings.seed)
     found: list[Outcome] = []
@@ -95,21 +96,9 @@ def _measured(
     started = time.perf_counter()
     model, whole = loaded.model, Remembering(loaded.model, name=loaded.name, max_length=loaded.max_length)
     scores: dict[Variant, list[Outcome]] = {variant: [] for variant in variants}
-    bar = tqdm(tasks, f"{loaded.name} {variants[0].name}", disable=None, unit=" tasks")
-    for task in bar:
+    for task in tqdm(tasks, f"{loaded.name} {variants[0].name}", disable=None, unit=" tasks"):
         for variant, made in scores.items():
-            encoder = Cheaper(whole, variant)
-            made.append(
-                evaluate(
-                    encoder,
-                    task,
-                    name=loaded.name,
-                    fingerprint=model.fingerprint,
-                    settings=encoder.settings(task.metadata),
-                    outcomes=outcomes,
-                    results=None,
-                )
-            )
+            made.append(_on(task, Cheaper(whole, variant), outcomes))
         whole.forget()
     speed = _rate(loaded, texts, settings, outcomes)
     version = hashlib.sha256("\n".join(sorted(version_of(task) for task in tasks)).encode()).hexdigest()[:32]
@@ -126,6 +115,16 @@ def _measured(
         )  # fmt: skip
         outcomes.save(outcome)
         yield outcome
+
+
+def _on(task: Any, encoder: Cheaper, outcomes: OutcomeFolder) -> Outcome:
+    """Named so that the whole model stands beside others in tables of tasks, and its variants apart from it."""
+    name, variant = encoder.whole.name, encoder.variant
+    return evaluate(
+        encoder, task, name=f"{name}, {variant.name}" if variant.curve else name,
+        fingerprint=encoder.whole.model.fingerprint, settings=encoder.settings(task.metadata), outcomes=outcomes,
+        results=None,
+    )  # fmt: skip
 
 
 def _figures(

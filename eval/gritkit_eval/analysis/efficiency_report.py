@@ -17,8 +17,9 @@ from gritkit_eval.outcome import Outcome
 TITLE = "eval efficiency"
 PLOT = Path("plots/eval-efficiency.png")
 """Beside the results file."""
-_SHAPES = ((514, "o", "512"), (2048, "^", "2,048"), (4096, "s", "4,096"), (8192, "p", "8,192"), (1 << 62, "h", "more"))
+_SHAPES = ((514, "o", "512"), (2048, "^", "2,048"), (4096, "s", "4,096"), (8192, "p", "8,192"), (32768, "h", "32,768"))
 """Largest number of tokens, marker, label: those of the survey's Figure 4 (Cao 2024, arXiv 2406.01607)."""
+_LONGER = (0, "*", "more")
 _COSTS = ("parameters", "dimensions", "max tokens", "bytes per vector", "texts/s", "tokens/s")
 
 
@@ -82,18 +83,25 @@ class Report:
         from matplotlib.colors import LogNorm
         from matplotlib.lines import Line2D
 
-        norm, shown = LogNorm(256, 4096, clip=True), {}
+        sizes = [one.scores["dimensions"] for model in self.models for one in self.of(model)]
+        low, high = min(256, *sizes), max(4096, *sizes)
+        norm, shown = LogNorm(low, high), {}
         for model in self.models:
             (whole,) = self.of(model)
-            shape = next(one for one in _SHAPES if whole.scores["max tokens"] <= one[0])
+            shape = next((one for one in _SHAPES if whole.scores["max tokens"] <= one[0]), _LONGER)
             place = (100 * whole.score, whole.scores["parameters"] / 1e6)
             points = axes.scatter(
                 *place, c=[whole.scores["dimensions"]], norm=norm, cmap="YlOrRd", marker=shape[1], s=110,
                 edgecolors="#444444",
             )  # fmt: skip
             axes.annotate(model, place, (7, 7), textcoords="offset points", fontsize=8)
-            shown[shape[2]] = Line2D([], [], marker=shape[1], linestyle="", color="#888888", label=f"{shape[2]} tokens")
-        drawn.colorbar(points, ax=axes, label="dimensions (256 and fewer to 4,096)")
+            shown[shape[2]] = Line2D(
+                [], [], marker=shape[1], linestyle="", color="#888888", label=f"max tokens {shape[2]}"
+            )
+        colours = drawn.colorbar(points, ax=axes, label="dimensions")
+        powers = [1 << power for power in range(20) if low <= 1 << power <= high]
+        colours.set_ticks(powers, labels=[f"{power:,}" for power in powers])
+        colours.minorticks_off()
         axes.set_yscale("log")
         axes.margins(0.25)
         axes.set_xlabel("average score")
@@ -110,7 +118,7 @@ class Report:
                 for one in self.of(model, *curves)
                 if one.settings["variant"]["curve"] in ("", "dimension", "max tokens")
             ]
-            joined.sort(key=cost)
+            joined.sort(key=lambda one: (one.scores["max tokens"], cost(one)))
             axes.plot(
                 [cost(one) for one in joined], [100 * one.score for one in joined], "o-", color=colour, label=model
             )

@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from gritkit import GritModel
 from gritkit.errors import InputError
 from gritkit_eval.analysis.instructions_report import CONDITIONS, Report
-from gritkit_eval.analysis.models import opened
+from gritkit_eval.analysis.models import check_names, opened
 from gritkit_eval.mteb.encoder import GritEncoder
-from gritkit_eval.mteb.instructions import BY_TYPE, Instruction
+from gritkit_eval.mteb.instructions import BY_TYPE, TWO_SIDED, Instruction
 from gritkit_eval.mteb.local import load_tasks
 from gritkit_eval.mteb.running import evaluate, version_of
 from gritkit_eval.outcome import Outcome, OutcomeFolder, versions_of
@@ -53,6 +53,7 @@ def run(settings: Settings, outcomes: OutcomeFolder) -> Report:
         RecordError: naming file and line of every bad record, before any model is loaded.
         InputError: for an unknown task or type, and a model whose prompt format has no place for an instruction.
     """
+    check_names(settings.models)
     tasks = load_tasks(settings.data, settings.tasks, settings.types, settings.limit, settings.seed)
     found = []
     for given in settings.models:
@@ -89,7 +90,7 @@ def _told(
     told: dict[str, str | Instruction] = {
         "none": "", "right": own, "wrong": wrong_for(task.name, own.query, others), "vague": VAGUE,
     }  # fmt: skip
-    if task.type == "Retrieval" and own.passage is None and model.tokens.format.passage_instructed is not None:
+    if task.type in TWO_SIDED and own.passage is None and model.tokens.format.passage_instructed is not None:
         told["documents too"] = Instruction(own.query, own.query)
     return told
 
@@ -105,8 +106,8 @@ def _outcome(
     }
     measured = {
         condition: evaluate(
-            encoder, task, name=f"{name}, instruction {condition}", fingerprint=model.fingerprint,
-            settings=encoder.settings(task.metadata), outcomes=outcomes, results=None,
+            encoder, task, name=name if condition == "right" else f"{name}, instruction {condition}",
+            fingerprint=model.fingerprint, settings=encoder.settings(task.metadata), outcomes=outcomes, results=None,
         )
         for condition, encoder in encoders.items()
     }  # fmt: skip

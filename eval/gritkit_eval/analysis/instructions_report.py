@@ -83,7 +83,7 @@ class Report:
             axes.grid(axis="x", alpha=0.25)
         grid[0].set_yticks(range(len(tasks)), tasks, fontsize=8)
         grid[0].invert_yaxis()
-        grid[-1].legend(frameon=False, fontsize=8)
+        grid[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
         save(drawn, results.parent / PLOT)
         return results.parent / PLOT
 

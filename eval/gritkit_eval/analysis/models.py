@@ -30,6 +30,14 @@ def named(given: str) -> tuple[str, str]:
     return name, source
 
 
+def check_names(models: Sequence[str]) -> None:
+    """Raises InputError where two models would stand under one name."""
+    names = [named(given)[0] for given in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two models are called {name!r}: give one another name (-m NAME=FOLDER)")
+
+
 def opened(given: str, **loading: Any) -> tuple[str, GritModel]:
     """The name and the loaded model; the keywords are those of ``GritModel.from_pretrained``."""
     quiet_libraries()

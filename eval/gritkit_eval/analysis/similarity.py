@@ -5,6 +5,7 @@ This module knows nothing about formulas or tables.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from gritkit.errors import InputError, RecordError
 from gritkit_eval.analysis.axioms import angles, asymmetry, cosine_distances, triangle_violations
 from gritkit_eval.analysis.geometry import alignment, effective_rank, mean_cosine, partition_isotropy, uniformity
 from gritkit_eval.analysis.lengths import length_correlation, sensitivity
-from gritkit_eval.analysis.models import Vectors, embedder, opened
+from gritkit_eval.analysis.models import Vectors, check_names, embedder, opened
 from gritkit_eval.analysis.neighbours import occurrences, skewness
 from gritkit_eval.analysis.similarity_report import Report
 from gritkit_eval.analysis.texts import DataFile, data_files, digest, rows_of, sampled, texts_of
@@ -71,6 +72,7 @@ def run(settings: Settings, outcomes: OutcomeFolder) -> Report:
         RecordError: naming file and line of every bad row, before any model is loaded.
         InputError: for a file with too few texts, and an instruction that a model has no place for.
     """
+    check_names(settings.models)
     material = [load(file, settings) for file in data_files(settings.texts)]
     found = []
     for given in settings.models:
@@ -127,7 +129,7 @@ def _outcome(name: str, model: GritModel, material: Material, settings: Settings
     }  # fmt: skip
     before = outcomes.find(KIND, material.file.name, material.version, model.fingerprint, given)
     if before is not None:
-        return before
+        return dataclasses.replace(before, model=name)
     started = time.perf_counter()
     scores = measure(model, material, settings)
     outcome = Outcome(

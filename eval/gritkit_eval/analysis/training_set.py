@@ -5,6 +5,7 @@ This module knows nothing about tables.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -39,7 +40,7 @@ def diversity(
         given["threshold"] = settings.threshold
     before = outcomes.find(KIND, task, comparison.train_version, fingerprint, given)
     if before is not None:
-        return before
+        return dataclasses.replace(before, model=model)
     started = time.perf_counter()
     texts = sampled((text for text, _ in comparison.training_texts()), settings.sample, settings.seed)
     if len(texts) < 2:
