@@ -77,6 +77,15 @@ def test_a_limit_keeps_the_same_examples_for_a_seed_and_every_judged_passage(tmp
     assert len(split["corpus"]) == len(judged) + 4 * 2
 
 
+def test_a_limit_holds_for_many_languages_together(tmp_path: Path) -> None:
+    rows = [{"lang": f"l{n % 20}", "sentence1": f"a {n}", "sentence2": f"b {n}"} for n in range(2000)]
+    write(tmp_path / "bitext/many/test.jsonl", rows)
+    for limit, kept in ((100, 50), (10, 10), (4, 4)):
+        (task,) = load_tasks(tmp_path, limit=limit)
+        data: Any = task.dataset
+        assert {len(splits["test"]) for splits in data.values()} == {kept}
+
+
 def test_a_task_has_the_version_of_what_is_measured_on(tmp_path: Path) -> None:
     data = every_kind(tmp_path)
     (before,) = load_tasks(data, ["sts.water"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,6 +54,8 @@ _USUAL_SHOTS = 8
 _POOL = 8
 """Draws of training examples that a limit leaves of each class."""
 _FEWEST_CLUSTERS = 4
+_LANGUAGES, _FEWEST_PAIRS = 10, 10
+"""What a limit leaves of pairs in many languages: as many as it allows for ten, but at least ten of each."""
 _OTHERS = 4
 """Passages that nobody judged for the queries kept, at most so many for each query that a limit allows."""
 
@@ -92,7 +94,8 @@ def load_tasks(
     """Every task of the folder, or those of the ``names`` and ``types`` (mteb's words, or the folders').
 
     ``limit`` keeps so many examples: pairs, texts, queries (with all passages judged for them and at most four times
-    as many others), pairs a language; and of each class eight times the training examples that a draw takes.
+    as many others), pairs of a language (of more than ten languages together as many as of ten); and of each class
+    eight times the training examples that a draw takes.
 
     Raises:
         InputError: for a folder without data, an unknown name or type (listing the known), or a missing file.
@@ -202,6 +205,9 @@ def _bitext(reader: Reader, name: str, folder: Path, sample: Sample) -> Draft:
     by_language: dict[str, list[dict[str, str]]] = {}
     for language, pair in _values(reader.records(folder, "test", bitext_record)):
         by_language.setdefault(language, []).append(pair)
+    if sample.limit is not None:
+        each = max(_FEWEST_PAIRS, _LANGUAGES * sample.limit // max(len(by_language), 1))
+        sample = replace(sample, limit=min(sample.limit, each))
     kept = {language: sample.of(pairs, f"{name} {language}") for language, pairs in sorted(by_language.items())}
     return lambda: tasks.bitext(name, _prompt(name), {language: _columns(pairs) for language, pairs in kept.items()})
 
