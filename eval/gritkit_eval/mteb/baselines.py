@@ -155,7 +155,7 @@ def _random() -> Contestant:
         folder = Path(name) / "random"
         make_model(folder, list(dict.fromkeys(islice(docstrings(), _NUM_TEXTS))), "6M")
         model = GritModel.from_pretrained(folder)
-    return from_model("random", model, max_length=512)
+    return from_model("random", model, max_length=256)
 
 
 BASELINES: Mapping[str, Callable[[], Contestant]] = {
