@@ -56,6 +56,8 @@ _POOL = 8
 _FEWEST_CLUSTERS = 4
 _LANGUAGES, _FEWEST_PAIRS = 10, 10
 """What a limit leaves of pairs in many languages: as many as it allows for ten, but at least ten of each."""
+_CLUSTERED = 10
+"""Times the limit: clusters of one or two texts would tell nothing."""
 _OTHERS = 4
 """Passages that nobody judged for the queries kept, at most so many for each query that a limit allows."""
 
@@ -93,9 +95,9 @@ def load_tasks(
 ) -> list[AbsTask]:
     """Every task of the folder, or those of the ``names`` and ``types`` (mteb's words, or the folders').
 
-    ``limit`` keeps so many examples: pairs, texts, queries (with all passages judged for them and at most four times
-    as many others), pairs of a language (of more than ten languages together as many as of ten); and of each class
-    eight times the training examples that a draw takes.
+    ``limit`` keeps so many examples: pairs, texts (ten times as many to cluster), queries (with all passages judged for
+    them and at most four times as many others), pairs of a language (of more than ten languages together as many as of
+    ten); and of each class eight times the training examples that a draw takes.
 
     Raises:
         InputError: for a folder without data, an unknown name or type (listing the known), or a missing file.
@@ -194,7 +196,7 @@ def _classification(reader: Reader, name: str, folder: Path, sample: Sample) -> 
 
 
 def _clustering(reader: Reader, name: str, folder: Path, sample: Sample) -> Draft:
-    kept = sample.of(_values(reader.records(folder, "test", example_record)), name)
+    kept = sample.of(_values(reader.records(folder, "test", example_record)), name, _CLUSTERED)
     classes = _classes(kept)
     if kept and len(classes) < 2:
         reader.problems.add(name, f"all {len(kept)} texts are of one class, {next(iter(classes))!r}")
