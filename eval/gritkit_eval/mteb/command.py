@@ -64,8 +64,8 @@ class Made:
         if self.settings.limit is not None:
             about += (
                 f" At most {self.settings.limit} examples a task by seed {self.settings.seed} (pairs, texts, queries; "
-                "ten times as many texts to cluster, or pairs of all languages); of a corpus all passages judged for its "
-                "queries and at most four times as many others, of a class eight times the examples that a draw takes."
+                "ten times as many texts to cluster, or pairs of all languages); of a corpus all passages judged for "
+                "its queries and at most four times as many others, of a class eight times the examples that a draw takes."
             )
         return report(self.board, self.baseline, command=command(self.settings), about=about, versions=versions)
 
