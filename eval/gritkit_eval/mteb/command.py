@@ -65,7 +65,7 @@ class Made:
             about += (
                 f" At most {self.settings.limit} examples a task by seed {self.settings.seed} (pairs, texts, queries; "
                 "ten times as many texts to cluster, or pairs of all languages); of a corpus all passages judged for "
-                "its queries and at most four times as many others, of a class eight times the examples that a draw takes."
+                "its queries and at most four times as many others, of a class eight times the examples of a draw."
             )
         return report(self.board, self.baseline, command=command(self.settings), about=about, versions=versions)
 
