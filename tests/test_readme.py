@@ -29,13 +29,21 @@ def test_the_python_of_the_readme_runs(
 
 def test_the_tree_of_the_readme_is_the_tree() -> None:
     tree = README.split("## The tree")[1].split("```")[1]
-    named = set(re.findall(r"[a-z_]+(?:\.py|/)", tree))
+    core, rest = tree.split("\nrecipes/")
+    named = _names(core) - {"gritkit/"}
     for path in (ROOT / "gritkit").iterdir():
         name = f"{path.name}/" if path.is_dir() else path.name
         if not name.startswith("__") and name != "py.typed":
             assert name in named, f"README's tree lacks gritkit/{name}"
-    for name in named - {"gritkit/", "recipes/", "eval/", "gritkit_eval/", "serve/", "gritkit_serve/", "tests/"}:
+    for name in named:
         assert (ROOT / "gritkit" / name).exists(), f"README's tree names {name}, which is not there"
+    evaluation = rest.split("\neval/gritkit_eval/")[1].split("\nserve/")[0]
+    for name in _names(evaluation):
+        assert (ROOT / "eval" / "gritkit_eval" / name).exists(), f"README's tree names {name}, which is not there"
+
+
+def _names(tree: str) -> set[str]:
+    return set(re.findall(r"[a-z_]+(?:\.py|/)", tree))
 
 
 def test_formats_stand_in_prompts_alone() -> None:
