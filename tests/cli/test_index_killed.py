@@ -16,7 +16,7 @@ from tests.cli.conftest import environment, gritkit
 
 pytest.importorskip("lancedb")
 
-NUM_KILLS, NUM_DOCUMENTS, AT_ONCE = 10, 2000, 256
+NUM_KILLS, NUM_DOCUMENTS, AT_ONCE = 10, 3000, 256
 
 
 def killed(kb: Path, rows: Path, model: Path, blocks: int) -> None:
@@ -41,6 +41,7 @@ def documents(kb: Path) -> Counter[str]:
         return Counter(row.document for batch in base.store.scan() for row in batch)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
 def test_what_was_committed_stays_whole_and_is_found(model_folder: Path, tmp_path: Path) -> None:
     kb, rows = tmp_path / "kb", tmp_path / "rows.jsonl"
