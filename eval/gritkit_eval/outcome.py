@@ -149,6 +149,15 @@ def load(path: Path) -> Outcome:
     return Outcome(**fields)
 
 
+def plain(value: Any) -> Any:
+    """The same for JSON: dictionaries and lists all the way down, null for numbers that are not defined."""
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _file_name(task: str, key: str) -> str:
     return f"{_plain(task)}-{key[:16]}.json"
 

@@ -28,7 +28,8 @@ from gritkit.rag.documents import Document, Search
 from gritkit.rag.gate import CLOSED, Measured, measure, settings_of
 from gritkit.rag.questions import Exam, load_exams
 from gritkit.rag.rag import Rag
-from gritkit_eval.outcome import OutcomeFolder
+from gritkit_eval.arguments import check_names, listed, named, whole_numbers
+from gritkit_eval.outcome import OutcomeFolder, plain
 from gritkit_eval.rag_outcomes import Subject, version_of
 
 
@@ -78,20 +79,10 @@ def settings_from(
     if by not in get_args(Search):
         raise InputError(f"by={by!r} is not one of {', '.join(get_args(Search))}")
     return Settings(
-        questions=tuple(questions), models=tuple(models), by=cast(Search, by), modes=_listed(modes),
-        codecs=_listed(codecs), joins=_listed(joins), top_k=_numbers("top_k", top_k),
-        link_tokens=_numbers("link_tokens", link_tokens), **others,
+        questions=tuple(questions), models=tuple(models), by=cast(Search, by), modes=listed(modes),
+        codecs=listed(codecs), joins=listed(joins), top_k=whole_numbers("top_k", top_k),
+        link_tokens=whole_numbers("link_tokens", link_tokens, least=0), **others,
     )  # fmt: skip
-
-
-def _listed(given: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in given.split(",") if part.strip())
-
-
-def _numbers(name: str, given: str) -> tuple[int, ...]:
-    if not all(part.isdecimal() for part in _listed(given)):
-        raise InputError(f"{name}={given!r} must be whole numbers, by comma")
-    return tuple(int(part) for part in _listed(given))
 
 
 def run(settings: Settings, *, outcomes: OutcomeFolder | None = None, progress: bool = False) -> list[Row]:
@@ -101,6 +92,7 @@ def run(settings: Settings, *, outcomes: OutcomeFolder | None = None, progress: 
         RecordError: naming file and line of a bad question or document, before any model is loaded.
         InputError: for settings that contradict each other, or questions without the passages that they need.
     """
+    check_names(settings.models)
     ways = settings_of(
         settings.modes, settings.codecs, top_ks=settings.top_k, joins=settings.joins, link_tokens=settings.link_tokens
     )
@@ -108,7 +100,7 @@ def run(settings: Settings, *, outcomes: OutcomeFolder | None = None, progress: 
     documents = {name: _documents(name, exams, settings) for name, exams in files.items()}
     rows = []
     for given in settings.models:
-        name, source = _named(given)
+        name, source = named(given)
         model = GritModel.from_pretrained(source)
         for file, exams in files.items():
             subject = _subject(model, name, file, exams, documents[file], settings)
@@ -157,11 +149,6 @@ def chosen(exams: Sequence[Exam], settings: Settings) -> list[Exam]:
 def own_passages(number: int, top_k: int) -> Mapping[str, Any]:
     """The filter that leaves a question the first ``top_k`` of its passages, gold ones first."""
     return {f"first {top_k} of": number}
-
-
-def _named(model: str) -> tuple[str, str]:
-    name, given, source = model.partition("=")
-    return (name, source) if given else (Path(model).name, model)
 
 
 def _documents(name: str, exams: Sequence[Exam], settings: Settings) -> list[Document]:
@@ -225,5 +212,5 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row in rows:
         figures = dataclasses.asdict(row.measured)
         fields = {"model": row.model, "questions": row.questions, **figures.pop("setting"), **figures}
-        flat.append({key: None if value != value else value for key, value in fields.items()})
+        flat.append(plain(fields))
     return flat

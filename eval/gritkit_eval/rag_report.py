@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import shlex
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -36,34 +35,18 @@ def tables(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def report(rows: Sequence[Row], settings: Settings, *, about: str = "") -> str:
-    """The section of the results file."""
+def report(rows: Sequence[Row], settings: Settings, command: str) -> str:
+    """The section of the results file; ``command`` makes the same."""
     versions = {name: importlib.metadata.version(name) for name in ("gritkit", "lancedb", "torch", "transformers")}
     given = "each question's own passages, gold ones first" if settings.oracle else f"found by {settings.by} search"
     body = (
-        f"{about}{given[0].upper()}{given[1:]}; answers of at most {settings.max_new_tokens} tokens, greedy. Read: how "
+        f"{given[0].upper()}{given[1:]}; answers of at most {settings.max_new_tokens} tokens, greedy. Read: how "
         "many chunks, and how later ones are joined. In documents: an accepted answer stands in what was read. KL "
         "(nats a token), agreement and same: against full prefill (`off`) of the same chunks, along its answer. TTFT "
         "and total: medians without the search, key-values from memory or disk as they lie.\n\n"
         f"{_missing(rows)}{tables(rows)}"
     )
-    return section(title(settings), command(settings), versions, body)
-
-
-def command(settings: Settings) -> str:
-    """What to type to get the same."""
-    words = ["gritkit", "eval", "rag", *(path.name for path in settings.questions)]
-    for model in settings.models:
-        words += ["-m", model]
-    for name, values in (
-        ("--modes", settings.modes), ("--codecs", settings.codecs), ("--joins", settings.joins),
-        ("--top-k", settings.top_k), ("--link-tokens", settings.link_tokens),
-    ):  # fmt: skip
-        words += [name, ",".join(map(str, values))]
-    words += ["--oracle"] if settings.oracle else ["--by", settings.by]
-    optional = (("--limit", settings.limit), ("--chunk-tokens", settings.chunk_tokens))
-    words += [str(word) for name, value in optional if value is not None for word in (name, value)]
-    return shlex.join([*words, "--max-new-tokens", str(settings.max_new_tokens), "--seed", str(settings.seed)])
+    return section(title(settings), command, versions, body)
 
 
 def _missing(rows: Sequence[Row]) -> str:

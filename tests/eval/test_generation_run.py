@@ -13,7 +13,7 @@ from gritkit_eval.cli import app
 from gritkit_eval.generation import measure as measuring
 from gritkit_eval.generation.local import Options, load_tasks
 from gritkit_eval.generation.measure import measure
-from gritkit_eval.generation.report import command, notes, tables
+from gritkit_eval.generation.report import notes, tables
 from gritkit_eval.generation.run import Settings, run, split_names
 from gritkit_eval.outcome import Outcome, OutcomeFolder
 from tests.eval.generation_data import TASKS, write, write_all
@@ -157,19 +157,14 @@ def test_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     written = (folder / "RESULTS.md").read_text(encoding="utf-8")
     assert "## eval generation" in written
     assert (
-        "--tasks copa,gsm8k,humaneval --perplexity text.txt --num-fewshot 0 --limit 2 --window 64 --allow-code"
-        in written
-    )
+        f"`gritkit eval generation --model tiny=model --tasks copa,gsm8k,humaneval --shared {folder.name} "
+        "--num-fewshot 0 --limit 2 --allow-code --perplexity text.txt --window 64`"
+    ) in written
     again = CliRunner().invoke(app, [*arguments, "--format", "json"], catch_exceptions=False)
     made = json.loads(again.stdout)
     assert [one["task"] for one in made] == ["copa", "gsm8k", "humaneval", "perplexity of text.txt"]
     assert made[2]["metric"] == "pass@1"
     assert len(OutcomeFolder(folder / "out").all()) == 4
-
-
-def test_a_command_can_be_repeated(folder: Path) -> None:
-    made = command(settings(folder, options=Options(chat=True)))
-    assert made == f"gritkit eval generation -m tiny={folder / 'model'} --tasks mmlu,copa --chat --seed 0"
 
 
 def test_tasks_of_the_harness(folder: Path) -> None:

@@ -154,7 +154,9 @@ def test_the_command(folder: Path) -> None:
     }
     written = (folder / "RESULTS.md").read_text(encoding="utf-8")
     assert written.count("## eval rag, dense search\n") == 1
-    assert "--modes off,cached" in written
+    assert (
+        "`gritkit eval rag animals.jsonl --model tiny=model --modes off,cached --top-k 1 --max-new-tokens 3`" in written
+    )
     with (folder / "animals.jsonl").open("a", encoding="utf-8") as lines:
         lines.write('{"question": "torn')
     with pytest.raises(RecordError, match=r"animals\.jsonl:3: not JSON"):
@@ -191,7 +193,8 @@ def test_tables_show_what_was_measured(folder: Path) -> None:
     assert lines[-3].startswith(f"| - | closed |  | {closed.match:.3f} |")
     assert f"| 2 no-bos | linked 3 | int8 | {linked.match:.3f} |" in lines[-1]
     assert f" {linked.kl:.4f} |" in lines[-1]
-    assert "--oracle" in report(rows, given)
+    assert "own passages" in report(rows, given, "gritkit eval rag --oracle")
+    assert "by `gritkit eval rag --oracle`" in report(rows, given, "gritkit eval rag --oracle")
 
 
 # -- material ----------------------------------------------------------------------------------------------------

@@ -23,9 +23,10 @@ from tqdm.auto import tqdm
 
 from gritkit import GritModel
 from gritkit_eval.analysis.efficiency_report import Report
-from gritkit_eval.analysis.models import check_names, opened
+from gritkit_eval.analysis.models import opened
 from gritkit_eval.analysis.throughput import ROUNDS, Rate, rate, texts_of_tasks
 from gritkit_eval.analysis.variants import Cheaper, Remembering, Variant, variants_of
+from gritkit_eval.arguments import check_names
 from gritkit_eval.bench.report import machine
 from gritkit_eval.mteb.local import load_tasks
 from gritkit_eval.mteb.running import evaluate, version_of

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gritkit_eval.analysis.drawing import COLOURS, figure, save
 from gritkit_eval.bench.report import section, table
+from gritkit_eval.drawing import COLOURS, figure, save
 from gritkit_eval.outcome import Outcome
 
 TITLE = "eval efficiency"

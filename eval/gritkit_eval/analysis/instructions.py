@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 from gritkit import GritModel
 from gritkit.errors import InputError
 from gritkit_eval.analysis.instructions_report import CONDITIONS, Report
-from gritkit_eval.analysis.models import check_names, opened
+from gritkit_eval.analysis.models import opened
+from gritkit_eval.arguments import check_names
 from gritkit_eval.mteb.encoder import GritEncoder
 from gritkit_eval.mteb.instructions import BY_TYPE, TWO_SIDED, Instruction
 from gritkit_eval.mteb.local import load_tasks

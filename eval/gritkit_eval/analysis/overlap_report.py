@@ -11,8 +11,8 @@ from pathlib import Path
 
 from gritkit_eval.analysis.comparison import Settings
 from gritkit_eval.analysis.contamination import Finding
-from gritkit_eval.analysis.drawing import COLOURS, figure, save
 from gritkit_eval.bench.report import section, table
+from gritkit_eval.drawing import COLOURS, figure, save
 from gritkit_eval.outcome import Outcome
 
 TITLE = "eval overlap"

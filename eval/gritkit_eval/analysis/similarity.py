@@ -22,11 +22,12 @@ from gritkit.errors import InputError, RecordError
 from gritkit_eval.analysis.axioms import angles, asymmetry, cosine_distances, triangle_violations
 from gritkit_eval.analysis.geometry import alignment, effective_rank, mean_cosine, partition_isotropy, uniformity
 from gritkit_eval.analysis.lengths import length_correlation, sensitivity
-from gritkit_eval.analysis.models import Vectors, check_names, embedder, opened
+from gritkit_eval.analysis.models import Vectors, embedder, opened
 from gritkit_eval.analysis.neighbours import occurrences, skewness
 from gritkit_eval.analysis.similarity_report import Report
 from gritkit_eval.analysis.texts import DataFile, data_files, digest, rows_of, sampled, texts_of
 from gritkit_eval.analysis.words import words
+from gritkit_eval.arguments import check_names
 from gritkit_eval.outcome import Outcome, OutcomeFolder, versions_of
 
 KIND = "similarity"

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gritkit_eval.analysis.drawing import COLOURS, figure, save
 from gritkit_eval.bench.report import section, table
+from gritkit_eval.drawing import COLOURS, figure, save
 from gritkit_eval.outcome import Outcome
 
 TITLE = "eval similarity"

@@ -5,14 +5,12 @@ This module knows nothing about how any of it was measured.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-from gritkit.errors import MissingExtraError
-from gritkit.files import write_atomic
 from gritkit_eval.bench.harness import Timing
 from gritkit_eval.bench.rag import FULL, TITLE, Report, Row
 from gritkit_eval.bench.report import section, table
+from gritkit_eval.drawing import figure, save
 
 PLOT = Path("plots/bench-rag.png")
 """Beside the results file."""
@@ -96,14 +94,8 @@ def _of_codecs(made: Report) -> str:
 
 def plot(made: Report, results: Path) -> Path:
     """Draw time by length, both logarithmic, beside the results file. Raises MissingExtraError without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "eval") from None
-    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    drawn = figure(7.5, 4.4)
+    axes = drawn.add_subplot()
     sizes = list(made.settings.sizes)
     for (way, label), colour in zip(_SHOWN.items(), _COLOURS, strict=True):
         rows = [
@@ -127,12 +119,8 @@ def plot(made: Report, results: Path) -> Path:
     axes.set_ylabel("time to the first token, ms")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=140)
-    path = results.parent / PLOT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, drawn.getvalue())
-    return path
+    save(drawn, results.parent / PLOT)
+    return results.parent / PLOT
 
 
 def _ms(timing: Timing) -> str:

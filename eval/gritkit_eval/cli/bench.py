@@ -5,25 +5,18 @@ This module knows nothing about how anything is measured.
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gritkit.files import resolve
+from gritkit_eval.cli.options import Form, Format, Results
 
 app = typer.Typer(
     name="bench", help="Side by side with peers, in one run.", no_args_is_help=True, rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )  # fmt: skip
-
-
-class Form(str, Enum):
-    """How figures are written."""
-
-    table = "table"
-    json = "json"
 
 
 @app.command("embed")
@@ -83,7 +76,7 @@ def bench_train(
     memory: Annotated[bool, typer.Option("--memory", help="Memory by the size of the batch too.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     peer_python: Annotated[str | None, typer.Option(help="Python of the peers' own environment.")] = None,
-    format: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.table,
+    format: Format = Form.table,
     results: Annotated[Path | None, typer.Option(help="Markdown file whose section is replaced.")] = None,
 ) -> None:
     """One training step on the same batch: gritkit against sentence-transformers and against padding by hand."""
@@ -111,9 +104,7 @@ def bench_rag(
         Path | None, typer.Option(envvar="GRITKIT_SHARED", help="Folder with a trained model for the codecs' errors.")
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="On the disk to measure; else where temporary files go.")] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Markdown file whose section is replaced; a plot beside.")
-    ] = None,
+    results: Results = None,
 ) -> None:
     """Time to the first token from cached documents, disk included, against full prefill; rates of store and codecs."""
     from gritkit_eval.bench.rag import TITLE, Settings, lengths, run

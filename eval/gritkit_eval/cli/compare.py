@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gritkit_eval.cli.report import Form
+from gritkit_eval.cli.options import Form, Format
 
 if TYPE_CHECKING:
     from gritkit_eval.report.gathered import Gathered, Run
@@ -29,7 +29,7 @@ def compare(
     seed: Annotated[int, typer.Option(help="Of the samples.", min=0)] = 0,
     html: Annotated[Path | None, typer.Option(help="One page with a plot that needs nothing else.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="The same as Markdown, its plot in a folder beside it.")] = None,
-    format: Annotated[Form, typer.Option("--format", help="What to write to stdout.")] = Form.table,
+    format: Format = Form.table,
 ) -> None:
     """Two runs task by task: differences, paired bootstrap intervals, which of them are beyond chance."""
     from gritkit_eval.report import comparison

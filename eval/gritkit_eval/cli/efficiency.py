@@ -5,46 +5,38 @@ This module knows nothing about how anything is measured.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gritkit_eval.cli.bench import Form
+from gritkit_eval.cli.options import Data, Form, Format, Limit, Models, Output, Results, Seed, Shared, Tasks, Types
 
 
 def efficiency(
     context: typer.Context,
-    model: Annotated[
-        list[str], typer.Option("--model", "-m", help="Folder or hub id, or name=folder. May be repeated.")
-    ],
-    data: Annotated[Path | None, typer.Option(help="Folder of data files: sts/NAME/test.jsonl.gz and so on.")] = None,
-    shared: Annotated[
-        Path | None, typer.Option(envvar="GRITKIT_SHARED", help="Folder whose 'data' is taken without --data.")
-    ] = None,
-    tasks: Annotated[str, typer.Option(help="Tasks of the files (sts.stsbenchmark), by comma; default: all.")] = "",
-    types: Annotated[str, typer.Option(help="Types of tasks, by comma: STS, Retrieval ...")] = "",
+    model: Models,
+    data: Data = None,
+    shared: Shared = None,
+    tasks: Tasks = "",
+    types: Types = "",
     dims: Annotated[
         str, typer.Option(help="First numbers of a vector, by comma; default: those trained for, else halves.")
     ] = "",
     max_tokens: Annotated[str, typer.Option(help="Tokens that texts are cut to, by comma.")] = "",
     dtypes: Annotated[str, typer.Option(help="Beside float32, by comma: bfloat16, float16.")] = "bfloat16",
-    limit: Annotated[int | None, typer.Option(help="Examples of each task.", min=2)] = None,
-    seed: Annotated[int, typer.Option(help="Which examples --limit keeps.", min=0)] = 0,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for outcomes; a run there goes on where it ended.")
-    ] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Markdown file whose section is replaced; a plot beside.")
-    ] = None,
-    format: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.table,
+    limit: Limit = None,
+    seed: Seed = 0,
+    output: Output = None,
+    results: Results = None,
+    format: Format = Form.table,
 ) -> None:
     """Quality against parameters, dimensions, tokens, precision, bytes of a vector and speed."""
     from gritkit_eval.analysis.efficiency import Settings, run
-    from gritkit_eval.analysis.publishing import data_folder, listed, outcome_folder, publish_report, whole_numbers
+    from gritkit_eval.analysis.publishing import outcome_folder, publish_report
+    from gritkit_eval.arguments import listed, needed_data_folder, whole_numbers
 
     settings = Settings(
-        models=tuple(model), data=data_folder(data, shared), tasks=listed(tasks), types=listed(types),
+        models=tuple(model), data=needed_data_folder(data, shared), tasks=listed(tasks), types=listed(types),
         dims=whole_numbers("dims", dims), max_lengths=whole_numbers("max_tokens", max_tokens), dtypes=listed(dtypes),
         limit=limit, seed=seed,
     )  # fmt: skip

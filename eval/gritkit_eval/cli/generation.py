@@ -11,13 +11,12 @@ from typing import Annotated
 
 import typer
 
-from gritkit_eval.cli.bench import Form
+from gritkit_eval.cli.options import Form, Format, Models, Output
 
 
 def generation(
-    model: Annotated[
-        list[str], typer.Option("--model", "-m", help="Folder or hub id, or name=folder. May be repeated.")
-    ],
+    context: typer.Context,
+    model: Models,
     tasks: Annotated[
         str | None,
         typer.Option(help="By comma: tasks in files, of lm-eval, or a YAML of its kind; default: all files."),
@@ -40,12 +39,13 @@ def generation(
     window: Annotated[
         int | None, typer.Option(help="Tokens that a prediction of a text looks back on, at most.", min=2)
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of results; what it holds is not measured again.")] = None,
+    output: Output = None,
     results: Annotated[Path | None, typer.Option(help="Markdown file whose section is replaced.")] = None,
-    format: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.table,
+    format: Format = Form.table,
 ) -> None:
     """What a model knows, works out and writes: MMLU, GSM8K, BBH, HumanEval, IFEval ...; perplexity of any text."""
     from gritkit.cli.loading import quiet_libraries
+    from gritkit_eval.arguments import command_of
     from gritkit_eval.bench.report import publish
     from gritkit_eval.generation.local import Options
     from gritkit_eval.generation.report import TITLE, as_json, notes, report, tables
@@ -65,4 +65,4 @@ def generation(
         for note in notes(outcomes):
             typer.echo(note, err=True)
     if results is not None:
-        publish(report(outcomes, settings), TITLE, results)
+        publish(report(outcomes, command_of(context)), TITLE, results)

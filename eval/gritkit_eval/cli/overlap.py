@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from gritkit_eval.cli.bench import Form
+from gritkit_eval.cli.options import Form, Format, Output, Results
 
 
 def overlap(
@@ -27,18 +27,15 @@ def overlap(
     worst: Annotated[int, typer.Option(help="Texts of each evaluation file to name.", min=0)] = 10,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of each file.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Chooses the sample.", min=0)] = 0,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for outcomes; what is there is not measured again.")
-    ] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Markdown file whose section is replaced; a plot beside.")
-    ] = None,
-    format: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.table,
+    output: Output = None,
+    results: Results = None,
+    format: Format = Form.table,
 ) -> None:
     """Contamination of evaluation files by training files: copies, n-grams, vectors; diversity of the training set."""
     from gritkit_eval.analysis.comparison import Settings
     from gritkit_eval.analysis.overlap import run
-    from gritkit_eval.analysis.publishing import outcome_folder, publish_report, whole_numbers
+    from gritkit_eval.analysis.publishing import outcome_folder, publish_report
+    from gritkit_eval.arguments import whole_numbers
 
     settings = Settings(
         train=tuple(train), evaluation=tuple(evaluation), ns=whole_numbers("n", n), min_words=min_words,

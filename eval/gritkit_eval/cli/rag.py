@@ -12,14 +12,13 @@ from typing import Annotated
 import typer
 
 from gritkit.files import resolve
-from gritkit_eval.cli.report import Form
+from gritkit_eval.cli.options import Form, Format, Models, Output
 
 
 def rag(
+    context: typer.Context,
     questions: Annotated[list[Path], typer.Argument(help="Question files: JSON Lines with question and answer.")],
-    model: Annotated[
-        list[str], typer.Option("--model", "-m", help="Folder or hub id, or name=folder. May be repeated.")
-    ],
+    model: Models,
     kb: Annotated[Path | None, typer.Option(help="A knowledge base of this model, instead of the passages.")] = None,
     documents: Annotated[Path | None, typer.Option(help="JSON Lines of {'text': ...} to search in.")] = None,
     modes: Annotated[
@@ -35,13 +34,12 @@ def rag(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.", min=1)] = 32,
     chunk_tokens: Annotated[int | None, typer.Option(help="Tokens of a chunk.")] = None,
     seed: Annotated[int, typer.Option(help="Which questions --limit keeps.")] = 0,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for the results, which a later run goes on from and reports read.")
-    ] = None,
+    output: Output = None,
     results: Annotated[Path | None, typer.Option(help="Markdown file whose section is replaced.")] = None,
-    format: Annotated[Form, typer.Option("--format", help="What to write to stdout.")] = Form.table,
+    format: Format = Form.table,
 ) -> None:
     """Answers from documents in every way of reuse: quality, distance from full prefill, time, bytes."""
+    from gritkit_eval.arguments import command_of
     from gritkit_eval.bench.report import publish
     from gritkit_eval.outcome import OutcomeFolder
     from gritkit_eval.rag import as_json, run, settings_from
@@ -55,4 +53,4 @@ def rag(
     rows = run(settings, outcomes=None if output is None else OutcomeFolder(resolve(output)), progress=True)
     typer.echo(json.dumps(as_json(rows), indent=1) if format is Form.json else tables(rows))
     if results is not None:
-        publish(report(rows, settings), title(settings), results)
+        publish(report(rows, settings, command_of(context)), title(settings), results)

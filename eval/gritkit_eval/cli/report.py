@@ -6,21 +6,15 @@ This module knows nothing about averages, plots or markup.
 from __future__ import annotations
 
 import json
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gritkit_eval.cli.options import Form, Format
+
 if TYPE_CHECKING:
     from gritkit_eval.report.gathered import Gathered
-
-
-class Form(str, Enum):
-    """How the result is written to stdout."""
-
-    table = "table"
-    json = "json"
 
 
 def report(
@@ -34,7 +28,7 @@ def report(
     card: Annotated[
         Path | None, typer.Option(help="A model's folder: its results go into its README.md and model-index.")
     ] = None,
-    format: Annotated[Form, typer.Option("--format", help="What to write to stdout.")] = Form.table,
+    format: Format = Form.table,
 ) -> None:
     """All results side by side: averages over common tasks, every task, plots, how they were made, what is missing."""
     from gritkit_eval.report.composition import Report, text, write_html, write_markdown

@@ -10,28 +10,22 @@ from typing import Annotated
 
 import typer
 
-from gritkit_eval.cli.bench import Form
+from gritkit_eval.cli.options import Form, Format, Models, Output, Results
 
 
 def similarity(
     context: typer.Context,
     texts: Annotated[list[Path], typer.Option(help="File of rows, or a folder of them. May be repeated.")],
-    model: Annotated[
-        list[str], typer.Option("--model", "-m", help="Folder or hub id, or name=folder. May be repeated.")
-    ],
+    model: Models,
     instruction: Annotated[
         str | None, typer.Option(help="Of the query role, where both roles are compared and in pairs.")
     ] = None,
     k: Annotated[int, typer.Option(help="Nearest neighbours by which hubs are counted.", min=1)] = 10,
     limit: Annotated[int, typer.Option(help="Texts of each file, drawn at random.", min=4, max=5000)] = 500,
     seed: Annotated[int, typer.Option(help="Chooses the texts.", min=0)] = 0,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for outcomes; what is there is not measured again.")
-    ] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Markdown file whose section is replaced; a plot beside.")
-    ] = None,
-    format: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.table,
+    output: Output = None,
+    results: Results = None,
+    format: Format = Form.table,
 ) -> None:
     """A model's vector space: isotropy, alignment, uniformity, hubs, symmetry, triangle inequality, length of texts."""
     from gritkit_eval.analysis.publishing import outcome_folder, publish_report

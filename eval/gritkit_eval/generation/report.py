@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from gritkit_eval.bench.report import section, table
-from gritkit_eval.generation.run import PERPLEXITY, Settings
+from gritkit_eval.generation.run import PERPLEXITY
 from gritkit_eval.generation.sandbox import missing
-from gritkit_eval.outcome import Outcome
+from gritkit_eval.outcome import Outcome, plain
 
 TITLE = "eval generation"
 _ABOUT = ("chance", "macro", "window", "stride", "num_tokens", "num_texts", "instructions")
@@ -76,11 +75,11 @@ def _mean(outcomes: Sequence[Outcome | None]) -> str:
     return f"{sum(one.score for one in outcomes if one is not None) / len(outcomes):.3f}"
 
 
-def report(outcomes: Sequence[Outcome], settings: Settings) -> str:
-    """The section of the results file."""
+def report(outcomes: Sequence[Outcome], command: str) -> str:
+    """The section of the results file; ``command`` makes the same."""
     versions = {name: version for outcome in outcomes for name, version in outcome.versions.items()}
     body = "\n\n".join([*notes(outcomes), tables(outcomes)])
-    return section(TITLE, command(settings), versions, body)
+    return section(TITLE, command, versions, body)
 
 
 def notes(outcomes: Sequence[Outcome]) -> list[str]:
@@ -100,27 +99,7 @@ def notes(outcomes: Sequence[Outcome]) -> list[str]:
     return list(dict.fromkeys(made))
 
 
-def command(settings: Settings) -> str:
-    """What to type to get the same."""
-    words = ["gritkit", "eval", "generation"]
-    for model in settings.models:
-        words += ["-m", model]
-    if settings.tasks is not None:
-        words += ["--tasks", ",".join(settings.tasks)]
-    for path in settings.perplexity:
-        words += ["--perplexity", path.name]
-    options = settings.options
-    optional = (("--num-fewshot", options.num_fewshot), ("--limit", options.limit), ("--window", settings.window))
-    words += [str(word) for name, value in optional if value is not None for word in (name, value)]
-    words += [*(["--allow-code"] if options.allow_code else []), *(["--chat"] if options.chat else [])]
-    return shlex.join([*words, "--seed", str(options.seed)])
-
-
 def as_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Outcomes as objects; what is not defined is null."""
-    made = []
-    for outcome in outcomes:
-        fields = dataclasses.asdict(outcome)
-        fields["scores"] = {name: value if math.isfinite(value) else None for name, value in outcome.scores.items()}
-        made.append(fields)
+    made: list[dict[str, Any]] = plain([dataclasses.asdict(outcome) for outcome in outcomes])
     return made

@@ -6,7 +6,7 @@ This module knows nothing about how a task is answered, or tables.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from gritkit import GritModel
 from gritkit.errors import InputError
 from gritkit.files import resolve
+from gritkit_eval.arguments import check_names, listed, named
 from gritkit_eval.generation.hub import Harness
 from gritkit_eval.generation.local import LOCAL, Options, load_tasks
 from gritkit_eval.generation.measure import Measured, measure
@@ -71,6 +72,7 @@ def run(settings: Settings, *, progress: bool = False) -> list[Outcome]:
         RecordError: naming file and line of wrong data, before any model is loaded.
         InputError: for an unknown task, a file that is missing, a model that cannot hold a prompt.
     """
+    check_names(settings.models)
     jobs = [*_task_jobs(settings, progress), *_text_jobs(settings, progress)]
     if not jobs:
         raise InputError(f"no task's files are in {settings.shared}: give --tasks or another --shared")
@@ -82,12 +84,6 @@ def run(settings: Settings, *, progress: bool = False) -> list[Outcome]:
         for job in jobs:
             outcomes.append(_outcome(job, name, model, folder))
     return outcomes
-
-
-def named(model: str) -> tuple[str, str]:
-    """(name for people, folder or hub id) of ``name=folder`` or ``folder``."""
-    name, given, source = model.partition("=")
-    return (name, source) if given else (Path(model).name, model)
 
 
 def _outcome(job: Job, name: str, model: GritModel, folder: OutcomeFolder | None) -> Outcome:
@@ -179,9 +175,7 @@ def _text_job(path: Path, settings: Settings, progress: bool) -> Job:
 
 def split_names(given: str | None) -> tuple[str, ...] | None:
     """Task names by comma. Raises InputError for a list without one."""
-    if given is None:
-        return None
-    names: Sequence[str] = [part.strip() for part in given.split(",") if part.strip()]
-    if not names:
+    names = None if given is None else listed(given)
+    if names == ():
         raise InputError(f"tasks={given!r} names no task")
-    return tuple(names)
+    return names

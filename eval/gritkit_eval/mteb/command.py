@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from gritkit.errors import InputError, MissingExtraError
 from gritkit.files import resolve
+from gritkit_eval.arguments import check_names, named
 from gritkit_eval.mteb.baselines import BASELINES, from_model
 from gritkit_eval.mteb.files import FOLDERS
 from gritkit_eval.mteb.instructions import Overrides, load_overrides
 from gritkit_eval.mteb.running import Contestant
 from gritkit_eval.mteb.running import run as run_all
 from gritkit_eval.mteb.table import Board, report
-from gritkit_eval.outcome import Outcome, OutcomeFolder
+from gritkit_eval.outcome import Outcome, OutcomeFolder, plain
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -57,8 +57,8 @@ class Made:
     baseline: str | None
     """What the others are divided by."""
 
-    def section(self) -> str:
-        """Of the results file."""
+    def section(self, command: str) -> str:
+        """Of the results file; ``command`` makes the same."""
         versions = {name: version for outcome in self.outcomes for name, version in outcome.versions.items()}
         about = "Tasks of the hub." if self.settings.benchmark else "Tasks from files."
         if self.settings.limit is not None:
@@ -67,7 +67,7 @@ class Made:
                 "ten times as many texts to cluster, or pairs of all languages); of a corpus all passages judged for "
                 "its queries and at most four times as many others, of a class eight times the examples of a draw."
             )
-        return report(self.board, self.baseline, command=command(self.settings), about=about, versions=versions)
+        return report(self.board, self.baseline, command=command, about=about, versions=versions)
 
 
 def run(settings: Settings, progress: Callable[[str], None]) -> Made:
@@ -76,12 +76,10 @@ def run(settings: Settings, progress: Callable[[str], None]) -> Made:
     Raises:
         InputError: for settings that contradict each other, or name what there is not. RecordError: for bad data.
     """
-    names = [*settings.baselines, *(_named(given)[0] for given in settings.models)]
+    check_names(settings.models, settings.baselines)
+    names = [*settings.baselines, *(named(given)[0] for given in settings.models)]
     if not names:
         raise InputError("there is nothing to measure: give a model (-m FOLDER) or a baseline (--baseline minilm)")
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"two models are called {name!r}: give one another name (-m NAME=FOLDER)")
     for unknown in (name for name in settings.baselines if name not in BASELINES):
         raise InputError(f"no baseline is called {unknown!r}; there are {', '.join(BASELINES)}")
     if settings.ratio_to is not None and settings.ratio_to not in names:
@@ -107,28 +105,8 @@ def as_json(made: Made) -> dict[str, Any]:
         "ratios": {model: board.ratios(model, made.baseline) for model in board.models} if made.baseline else {},
         "outcomes": [dataclasses.asdict(outcome) for outcome in made.outcomes],
     }
-    plain: dict[str, Any] = _without_nan(result)
-    return plain
-
-
-def command(settings: Settings) -> str:
-    """What to type to get the same."""
-    words = ["gritkit", "eval", "mteb"]
-    for model in settings.models:
-        words += ["-m", model]
-    for name, values in (
-        ("--baseline", settings.baselines), ("--tasks", settings.tasks), ("--types", settings.types),
-    ):  # fmt: skip
-        words += [name, ",".join(values)] if values else []
-    for name in ("benchmark", "dim", "max_length", "instructions", "limit", "ratio_to"):
-        value = getattr(settings, name)
-        words += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
-    return shlex.join(words + (["--seed", str(settings.seed)] if settings.limit is not None else []))
-
-
-def listed(given: str) -> tuple[str, ...]:
-    """The words of an option, by comma."""
-    return tuple(word.strip() for word in given.split(",") if word.strip())
+    found: dict[str, Any] = plain(result)
+    return found
 
 
 def _tasks(settings: Settings) -> list[AbsTask]:
@@ -165,24 +143,11 @@ def _contestants(settings: Settings, overrides: Overrides | None) -> Iterator[Co
     for name in settings.baselines:
         yield BASELINES[name]()
     for given in settings.models:
-        name, source = _named(given)
+        name, source = named(given)
         model = GritModel.from_pretrained(source)
         yield from_model(name, model, dim=settings.dim, max_length=settings.max_length, instructions=overrides)
-
-
-def _named(given: str) -> tuple[str, str]:
-    name, equals, source = given.partition("=")
-    return (name, source) if equals else (Path(given).name, given)
 
 
 def _complete(board: Board, baselines: Sequence[str]) -> str | None:
     """The first baseline that was measured on everything."""
     return next((name for name in baselines if not math.isnan(board.over_tasks(name))), None)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

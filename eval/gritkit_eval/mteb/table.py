@@ -5,21 +5,19 @@ This module knows nothing about how anything was measured.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gritkit.errors import InputError, MissingExtraError
-from gritkit.files import write_atomic
+from gritkit.errors import InputError
 from gritkit_eval.bench.report import section, table
+from gritkit_eval.drawing import COLOURS, figure, save
 from gritkit_eval.outcome import Outcome
 
 TITLE = "eval mteb"
 PLOT = Path("plots/mteb.png")
 """Beside the results file."""
-_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#64748b", "#b45309", "#0e7490", "#be185d")
 
 
 @dataclass(frozen=True)
@@ -108,19 +106,13 @@ def plot(board: Board, results: Path) -> Path:
 
     Raises MissingExtraError without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "eval") from None
     rows = [(kind, task) for kind, names in board.tasks.items() for task in names]
-    figure = Figure(figsize=(8.5, 1.4 + 0.24 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    drawn = figure(8.5, 1.4 + 0.24 * len(rows))
+    axes = drawn.add_subplot()
     places = range(len(rows))
     for number, model in enumerate(board.models):
         scores = [board.score(model, task) for _, task in rows]
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         axes.scatter(scores, places, s=26, color=colour, label=model, alpha=0.85, linewidths=0, zorder=3)
     first = [place for place in places if place == 0 or rows[place][0] != rows[place - 1][0]]
     for place in first[1:]:
@@ -129,12 +121,9 @@ def plot(board: Board, results: Path) -> Path:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("main metric, times 100")
     axes.grid(axis="x", alpha=0.25)
-    figure.legend(loc="outside upper center", ncols=min(len(board.models), 6), frameon=False)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=140)
-    path = results.parent / PLOT
-    write_atomic(path, drawn.getvalue())
-    return path
+    drawn.legend(loc="outside upper center", ncols=min(len(board.models), 6), frameon=False)
+    save(drawn, results.parent / PLOT)
+    return results.parent / PLOT
 
 
 def _of_type(board: Board, kind: str) -> str:
