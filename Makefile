@@ -9,6 +9,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# Where it is set, each of the hundreds of processes of the tests compiles the same 3,000 modules again, for ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check clean
 .DEFAULT_GOAL := test
 
