@@ -11,6 +11,8 @@ Shapes: T tokens of the row, K positions whose logits are wanted, H hidden size,
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,9 @@ from gritkit import attention
 from gritkit.errors import GritkitError, UnsupportedModelError
 from gritkit.plan import Plan, Segment, WindowRule
 from gritkit.rope import DeferredRotation, Rope
+
+Run = Callable[[Callable[[], Any]], Any]
+"""Runs a forward pass, in this thread or another, and returns what it returned or raises what it raised."""
 
 
 class Backbone:
@@ -35,6 +40,9 @@ class Backbone:
         self.num_layers = int(self.config.num_hidden_layers)
         self.hidden_size = int(self.config.hidden_size)
         self.layer_types: list[str] | None = getattr(self.config, "layer_types", None)
+        self.run: Run | None = None
+        """Who runs forward passes, where it is not the thread that asks for them: a server has one that owns the
+        device."""
 
     @property
     def base(self) -> Any:
@@ -86,15 +94,13 @@ class Backbone:
 
     def hidden(self, ids_T: Tensor, positions_T: Tensor, plan: Plan) -> Tensor:
         """Last hidden states [T, H] of a packed row."""
-        out = self.base.get_decoder()(**self._inputs(ids_T, positions_T, plan))
-        self._check(plan)
+        out = self._pass(self.base.get_decoder(), ids_T, positions_T, plan)
         states: Tensor = out.last_hidden_state[0]
         return states
 
     def routed(self, ids_T: Tensor, positions_T: Tensor, plan: Plan) -> tuple[Tensor, tuple[Tensor, ...]]:
         """As :meth:`hidden`, and each router's logits [T, E] of a mixture of experts."""
-        out = self.base.get_decoder()(**self._inputs(ids_T, positions_T, plan), output_router_logits=True)
-        self._check(plan)
+        out = self._pass(self.base.get_decoder(), ids_T, positions_T, plan, output_router_logits=True)
         return out.last_hidden_state[0], tuple(out.router_logits)
 
     @property
@@ -105,8 +111,7 @@ class Backbone:
 
     def logits(self, ids_T: Tensor, positions_T: Tensor, plan: Plan, keep_K: Tensor) -> Tensor:
         """Next-token logits [K, V] at the given places of a packed row, any scaling of the model's own applied."""
-        out = self.base(**self._inputs(ids_T, positions_T, plan), logits_to_keep=keep_K)
-        self._check(plan)
+        out = self._pass(self.base, ids_T, positions_T, plan, logits_to_keep=keep_K)
         logits: Tensor = out.logits[0]
         return logits
 
@@ -131,14 +136,20 @@ class Backbone:
         """The decoder's rotary embedding. Raises UnsupportedModelError where it has none that can be moved."""
         return Rope(self.base.get_decoder(), self.num_layers, self.layer_types)
 
-    def _inputs(self, ids_T: Tensor, positions_T: Tensor, plan: Plan) -> dict[str, Any]:
-        return {
-            "input_ids": ids_T[None],
-            "position_ids": positions_T[None],
-            "attention_mask": attention.no_mask(len(ids_T), ids_T.device),
-            "plan": plan,
-            "use_cache": False,
-        }
+    def _pass(self, module: Any, ids_T: Tensor, positions_T: Tensor, plan: Plan, **options: Any) -> Any:
+        """One forward pass of the packed row, after which every layer must have attended by the plan."""
+        forward = functools.partial(
+            module,
+            input_ids=ids_T[None],
+            position_ids=positions_T[None],
+            attention_mask=attention.no_mask(len(ids_T), ids_T.device),
+            plan=plan,
+            use_cache=False,
+            **options,
+        )
+        out = forward() if self.run is None else self.run(forward)
+        self._check(plan)
+        return out
 
     def _check(self, plan: Plan) -> None:
         if len(plan.layers_run) != self.num_layers:

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gritkit import attention
 from gritkit.allocator import keep_large_buffers
-from gritkit.backbone import Backbone, ProbeReport, probe
+from gritkit.backbone import Backbone, ProbeReport, Run, probe
 from gritkit.batch import Batch, pack, rows_of, token_budget
 from gritkit.checkpoint.digest import WeightsDigest
 from gritkit.checkpoint.load import load
@@ -77,6 +77,7 @@ class GritModel(nn.Module):
         self.embedding_config = config
         self.writes = writes
         self._backbone = Backbone(lm)
+        self._row_tokens = token_budget(self.device)
         self._weights = WeightsDigest(lm)
         self.tokens = Tokens(tokenizer, prompt_format(config.prompt_format))
         template = chat_template(self.tokens.format, with_bos=bool(self.tokens.bos_ids))
@@ -195,6 +196,15 @@ class GritModel(nn.Module):
         digest.update(self.embedding_config.override(max_length=1).to_json().encode())
         return digest.hexdigest()
 
+    def run_passes(self, run: Run | None, *, row_tokens: int | None = None) -> None:
+        """Have every forward pass run by ``run``, which may be another thread's; None: by whoever asks for it.
+
+        ``row_tokens`` is how many tokens a pass over many texts has at most (one text is never divided); None: as many
+        as suit the device. For a server, whose one thread owns the device and lets nobody wait for a long pass.
+        """
+        self._backbone.run = run
+        self._row_tokens = row_tokens or token_budget(self.device)
+
     def forget_fingerprint(self) -> None:
         """The weights have changed: the fingerprint is computed anew when it is next asked for."""
         self._weights = WeightsDigest(self.lm)
@@ -264,7 +274,7 @@ class GritModel(nn.Module):
         self, sequences: Sequence[TokenSeq], *, dim: int | None = None, progress: Progress | None = None
     ) -> Vectors:
         """:meth:`embed` for texts that are tokenised already; ``progress`` is told how many are done."""
-        budget, config = token_budget(self.device), self.embedding_config
+        budget, config = self._row_tokens, self.embedding_config
         vectors = embed_sequences(self._backbone, sequences, config, budget=budget, dim=dim, progress=progress)
         result: Vectors = vectors.numpy()
         return result
@@ -284,7 +294,7 @@ class GritModel(nn.Module):
         """
         config = self.embedding_config.override(embedding_attention="causal" if causal else None)
         vectors, documents = read_sequences(
-            self._backbone, self.rope, sequences, config, budget=token_budget(self.device),
+            self._backbone, self.rope, sequences, config, budget=self._row_tokens,
             num_bos=len(self.tokens.bos_ids), dim=dim, progress=progress,
         )  # fmt: skip
         return vectors.numpy(), documents
@@ -360,8 +370,13 @@ class GritModel(nn.Module):
                 decoder.join(waiting.pop())
             yield from decoder.step()
 
-    def decoder(self, *, num_slots: int, max_length: int, prefill_chunk: int = PREFILL_CHUNK) -> Decoder:
-        """Slots and steps of its own, for whoever drives them (a server does)."""
+    def decoder(
+        self, *, num_slots: int, max_length: int, prefill_chunk: int = PREFILL_CHUNK, share_prefixes: bool = False
+    ) -> Decoder:
+        """Slots and steps of its own, for whoever drives them (a server does).
+
+        ``share_prefixes``: a prompt that begins as one before it starts from that one's key-values.
+        """
         if not self.writes:
             raise UnsupportedModelError("this checkpoint has no language-model head: it embeds but cannot generate")
         return Decoder(
@@ -372,6 +387,7 @@ class GritModel(nn.Module):
             max_length=max_length,
             rope=self.probe.rope,
             prefill_chunk=prefill_chunk,
+            share_prefixes=share_prefixes,
         )
 
     @cached_property
@@ -399,7 +415,7 @@ class GritModel(nn.Module):
         examples = self.tokens.to_score(query, documents, self.context_length, truncate=truncate)
         scores = torch.empty(len(documents), dtype=torch.float64)
         with _bar(progress, documents) as bar:
-            for row in rows_of([len(example) for example in examples], token_budget(self.device)):
+            for row in rows_of([len(example) for example in examples], self._row_tokens):
                 batch = pack([examples[i] for i in row]).to(self.device)
                 nll_K, sequence_K = self._token_losses(batch)
                 totals = torch.zeros(len(row), dtype=torch.float64).index_add(0, sequence_K, nll_K.cpu().double())

@@ -13,13 +13,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from gritkit.backbone import Backbone
 from gritkit.errors import InputError, UnsupportedModelError
-from gritkit.generation.params import Completion, Delta, Event, Finished, FinishReason, SamplingParams, Usage
-from gritkit.generation.sampling import Sampler
+from gritkit.generation.logprobs import Logprobs
+from gritkit.generation.params import (
+    Completion,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+)
+from gritkit.generation.prefixes import Choice, FreeSlots, Held
+from gritkit.generation.sampling import Constraint, Sampler
 from gritkit.generation.text import TextStream
 from gritkit.kv.dockv import Join, ReadDocument, joined_ids, left_out
 from gritkit.kv.slots import SlotStore
@@ -44,6 +56,12 @@ class Request:
     Hu et al. 2024, arXiv 2410.15332)."""
     num_computed: int = 0
     """How many of the documents' tokens were computed for this answer after all; for its usage alone."""
+    top_logprobs: int | None = None
+    """Log-probabilities of every token, and of so many likeliest ones in its place; None: none at all."""
+    constraint: Constraint | None = None
+    """What the text must be, such as JSON of a schema; of this request alone, as it remembers what came."""
+    salt: str = ""
+    """Requests of one salt share the key-values of what their prompts begin with."""
 
     @property
     def places(self) -> list[tuple[int, int]]:
@@ -79,8 +97,25 @@ class _Row:
     text: TextStream
     todo: list[tuple[int, list[int]]]
     """(place in the slot, tokens) still to be computed, in order; then comes the next token."""
+    num_shared: int = 0
+    """Tokens of the prompt whose key-values were there already."""
     shown: list[str] = field(default_factory=list)
     produced: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_logprobs_given: int = 0
+
+    @property
+    def held(self) -> Held | None:
+        """What its slot holds; None while its prompt is being computed, and where other documents stand before it."""
+        if self.request.documents or not self.produced:
+            return None
+        return Held(np.array([*self.request.prompt_ids, *self.produced[:-1]]), self.request.salt)
+
+    def new_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Those that no event has carried yet."""
+        new = tuple(self.logprobs[self.num_logprobs_given :])
+        self.num_logprobs_given = len(self.logprobs)
+        return new
 
     @property
     def num_todo(self) -> int:
@@ -112,7 +147,10 @@ class Decoder:
         max_length: int,
         rope: Rope | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
+        share_prefixes: bool = False,
     ) -> None:
+        self._logprobs = Logprobs(tokenizer)
+        self._free = FreeSlots() if share_prefixes else None
         self._backbone = backbone
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
@@ -158,8 +196,11 @@ class Decoder:
             UnsupportedModelError: for documents on a model whose positions cannot be moved.
         """
         room = self.room(request)
-        slot = self._store.take()
+        choice = self._take_slot(request)
+        slot = choice.slot
         try:
+            if choice.source is not None:
+                self._store.copy(choice.source, slot, choice.length)
             self._lay(slot, request)
         except BaseException:
             self._store.release(slot)
@@ -173,11 +214,22 @@ class Decoder:
             slot=slot,
             request=request,
             limit=min(request.params.max_new_tokens, room),
-            sampler=sampler or Sampler(request.params, laid + prompt_ids),
+            sampler=sampler or Sampler(request.params, laid + prompt_ids, request.constraint),
             text=TextStream(self._tokenizer, prompt_ids, request.params.stop),
-            todo=[*links, (len(laid), prompt_ids)],
+            todo=[*links, (len(laid) + choice.length, prompt_ids[choice.length :])],
+            num_shared=choice.length,
         )
         return number
+
+    def _take_slot(self, request: Request) -> Choice:
+        """Raises InputError when none is free."""
+        if self._free is None or not self._store.num_free:
+            return Choice(self._store.take())
+        running = {row.slot: held for row in self._rows.values() if (held := row.held) is not None}
+        prompt_ids = [] if request.documents else request.prompt_ids  # behind documents it has other positions
+        choice = self._free.choose(self._store.free, running, prompt_ids, request.salt)
+        self._store.take(choice.slot)
+        return choice
 
     def leave(self, row: int) -> Completion:
         """End a row now, whatever it has produced, and free its slot. Raises InputError when it has ended already."""
@@ -212,7 +264,11 @@ class Decoder:
         logits_KV = logits_KV.float().cpu()
         events: list[Event] = []
         for (number, _), logits_V in zip(wanted, logits_KV, strict=False):
-            events += self._advance(number, self._rows[number].sampler.pick(logits_V))
+            row = self._rows[number]
+            token = row.sampler.pick(logits_V)
+            if row.request.top_logprobs is not None and token not in self._eos_ids:
+                row.logprobs.append(self._logprobs.of(logits_V, token, row.request.top_logprobs))
+            events += self._advance(number, token)
         return events
 
     def run(self) -> Iterator[Event]:
@@ -239,10 +295,7 @@ class Decoder:
         row.todo = [(place, [token])]
         if token in self._eos_ids:
             return self._close(number, "stop")
-        new = row.text.push(token)
-        if new:
-            row.shown.append(new)
-        events: list[Event] = [Delta(number, new)] if new else []
+        events = self._shown(number, row.text.push(token))
         if row.text.stopped:
             return [*events, Finished(number, self._finish(number, "stop"))]
         if len(row.produced) >= row.limit:
@@ -252,18 +305,25 @@ class Decoder:
     def _close(self, number: int, reason: FinishReason) -> list[Event]:
         """The end of a row, with the text that was held back until now."""
         row = self._rows[number]
-        rest = row.text.end()
-        if rest:
-            row.shown.append(rest)
-        events: list[Event] = [Delta(number, rest)] if rest else []
+        events = self._shown(number, row.text.end())
         return [*events, Finished(number, self._finish(number, "stop" if row.text.stopped else reason))]
+
+    def _shown(self, number: int, text: str) -> list[Event]:
+        """The event of new text, or of new log-probabilities whose text is still held back."""
+        row = self._rows[number]
+        logprobs = row.new_logprobs()
+        if text:
+            row.shown.append(text)
+        return [Delta(number, text, logprobs)] if text or logprobs else []
 
     def _finish(self, number: int, reason: FinishReason) -> Completion:
         row = self._rows.pop(number)
         self._store.release(row.slot)
-        request = row.request
-        usage = Usage(request.num_laid + len(request.prompt_ids), request.num_cached, len(row.produced))
-        return Completion("".join(row.shown), tuple(row.produced), reason, usage)
+        if self._free is not None:
+            self._free.left(row.slot, row.held)
+        request, cached = row.request, row.request.num_cached + row.num_shared
+        usage = Usage(request.num_laid + len(request.prompt_ids), cached, len(row.produced))
+        return Completion("".join(row.shown), tuple(row.produced), reason, usage, tuple(row.logprobs))
 
     def _lay(self, slot: int, request: Request) -> None:
         """Rotate the documents' keys to their places, one after the other from 0, and write them to the slot."""

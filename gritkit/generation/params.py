@@ -91,6 +91,21 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely the model held a token to be, before temperature, penalties and constraints."""
+
+    token_id: int
+    token: str
+    """Its text alone; a replacement character where it is a part of one."""
+    raw: bytes
+    """Its bytes, which join to the text's."""
+    logprob: float
+    """Natural logarithm of its probability."""
+    top: tuple[TokenLogprob, ...] = ()
+    """The likeliest tokens in its place, likeliest first; they have none of their own."""
+
+
+@dataclass(frozen=True)
 class Completion:
     """A finished generation. ``text`` is exactly what streaming would have shown, joined."""
 
@@ -98,6 +113,8 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of every token but the end of text, where the request asked for them."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,8 @@ class Delta:
 
     row: int
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the tokens that came since the last one, where the request asked for them; then the text may be empty."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ This module knows nothing about models or text.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,11 +17,22 @@ from torch import Tensor
 from gritkit.generation.params import SamplingParams
 
 
+class Constraint(Protocol):
+    """What the tokens of one row may be, step by step (a grammar, a schema); it remembers those that were chosen."""
+
+    def allowed(self, size: int) -> Tensor:
+        """Boolean [size], True for the tokens that may come next; at least one of them."""
+
+    def chosen(self, token_id: int) -> None:
+        """This token comes next."""
+
+
 class Sampler:
     """Chooses the tokens of one row; remembers what the row has seen."""
 
-    def __init__(self, params: SamplingParams, prompt_ids: Iterable[int]) -> None:
+    def __init__(self, params: SamplingParams, prompt_ids: Iterable[int], constraint: Constraint | None = None) -> None:
         self._params = params
+        self._constraint = constraint
         self._seen = sorted(set(prompt_ids)) if params.repetition_penalty != 1.0 else []
         self._generator = torch.Generator()
         if params.seed is None:
@@ -30,13 +42,18 @@ class Sampler:
 
     def pick(self, logits_V: Tensor) -> int:
         """The next token for fp32 logits [V] on the CPU; the row's memory then includes it."""
-        scores = filtered(self._penalised(logits_V), self._params)
+        scores = self._penalised(logits_V)
+        if self._constraint is not None:
+            scores = scores.masked_fill(~self._constraint.allowed(len(scores)), float("-inf"))
+        scores = filtered(scores, self._params)
         if self._params.temperature == 0.0:
             token = int(scores.argmax())
         else:
             token = int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
         if self._params.repetition_penalty != 1.0 and token not in self._seen:
             self._seen.append(token)
+        if self._constraint is not None:
+            self._constraint.chosen(token)
         return token
 
     def _penalised(self, logits_V: Tensor) -> Tensor:

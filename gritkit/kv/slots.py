@@ -33,11 +33,28 @@ class SlotStore:
     def num_free(self) -> int:
         return len(self._free)
 
-    def take(self) -> int:
-        """A free slot. Raises InputError when there is none: ask ``num_free`` first."""
+    @property
+    def free(self) -> tuple[int, ...]:
+        """The free slots."""
+        return tuple(self._free)
+
+    def take(self, slot: int | None = None) -> int:
+        """A free slot, this one if it is named. Raises InputError when there is none: ask ``num_free`` first."""
         if not self._free:
             raise InputError(f"all {self.num_slots} slots are taken")
-        return self._free.pop()
+        if slot is None:
+            return self._free.pop()
+        if slot not in self._free:
+            raise InputError(f"slot {slot} is taken")
+        self._free.remove(slot)
+        return slot
+
+    @torch.inference_mode()
+    def copy(self, source: int, slot: int, length: int) -> None:
+        """The first ``length`` tokens of one slot into another, in every layer that has written anything."""
+        for keys, values in self._buffers.values():
+            keys[slot, :, :length] = keys[source, :, :length]
+            values[slot, :, :length] = values[source, :, :length]
 
     def release(self, slot: int) -> None:
         """Give a slot back; its contents are overwritten later: nothing past a row's length is ever read."""
