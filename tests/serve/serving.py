@@ -1,0 +1,102 @@
+"""A real server in a thread of this process, on a port of the loopback interface that the system chose.
+
+    with serving(grit_model("qwen3")) as server:
+        httpx.get(server.url + "/ready")
+
+``server.service`` is the server's own, ``server.loop`` its event loop. The model is tiny and real, the engine is real,
+and requests go through sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from gritkit.model import GritModel
+from gritkit_serve.app import create_app
+from gritkit_serve.service import Service
+from gritkit_serve.settings import Settings
+
+PATIENCE_S = 30.0
+"""For what takes milliseconds; only a defect takes longer."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers."""
+
+    service: Service
+    port: int
+    loop: asyncio.AbstractEventLoop
+    server: uvicorn.Server
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, **given: Any) -> httpx.Client:
+        """A client of this server; it uses no proxy and no environment."""
+        return httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE_S, **given)
+
+
+class _Server(uvicorn.Server):
+    """Tells when it listens, instead of being asked again and again."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = threading.Event()
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.loop = asyncio.get_running_loop()
+        self.listening.set()
+
+
+@contextlib.contextmanager
+def serving(
+    model: GritModel | None,
+    *,
+    settings: Settings | None = None,
+    model_name: str = "tiny",
+    adapters: Mapping[str, Path] | None = None,
+    prepare: Callable[[Service], None] | None = None,
+    **limits: Any,
+) -> Iterator[Running]:
+    """Serve until the block ends. Without a model the server is one that still loads it.
+
+    ``limits`` are those of ``EngineLimits``; ``prepare`` gets the service before the first request (to give it bases).
+    """
+    service = Service(model_name, settings or Settings())
+    engine = None
+    if model is not None:
+        from gritkit_serve.engine import Engine, EngineLimits
+
+        engine = Engine(model, limits=EngineLimits(**limits), adapters=adapters)
+        engine.start()
+        service.attach(engine)
+    if prepare is not None:
+        prepare(service)
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        server = _Server(uvicorn.Config(create_app(service), log_config=None, lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server")
+        thread.start()
+        try:
+            assert server.listening.wait(PATIENCE_S)
+            assert server.loop is not None
+            yield Running(service, listener.getsockname()[1], server.loop, server)
+        finally:
+            if engine is not None:
+                engine.stop(drain_s=0.0)
+            server.should_exit = True
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
