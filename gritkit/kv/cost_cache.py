@@ -148,6 +148,20 @@ class CostCache(Generic[T]):
             self._values[key] = value
         return True
 
+    def resize(self, max_bytes: int) -> None:
+        """Another budget from now on; what has no room in it goes."""
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes must not be negative, got {max_bytes}")
+        gone = []
+        with self._lock:
+            self.max_bytes = max_bytes
+            while self._ranking.num_bytes > max_bytes:
+                victim = self._ranking.pop_lowest()
+                assert victim is not None
+                gone.append(self._values.pop(victim))
+                self.counts["evicted"] += 1
+        del gone
+
     def pop(self, key: str) -> T | None:
         """Take a value out; None when it is not kept."""
         with self._lock:

@@ -26,6 +26,8 @@ from gritkit.kv.dockv import DocKV, ReadDocument
 from gritkit.rag.coding import BlockCoder
 from gritkit.rag.rates import Rates
 
+_SHARE_OF_PREFIXES = 4  # of the budget in memory, beside it
+
 _log = logging.getLogger("gritkit")
 
 
@@ -41,13 +43,18 @@ class DocumentCache:
         self._blocks = blocks
         self._rates = rates
         self._memory: CostCache[StoredKV] = CostCache(memory_bytes)
-        self._prefixes: CostCache[DocKV] = CostCache(memory_bytes // 4)
+        self._prefixes: CostCache[DocKV] = CostCache(memory_bytes // _SHARE_OF_PREFIXES)
         self._device: CostCache[DocKV] = CostCache(device_bytes)
         self._device_bytes = device_bytes
 
     @property
     def coder(self) -> BlockCoder:
         return self._coder
+
+    def resize(self, memory_bytes: int) -> None:
+        """Another budget in memory from now on; what has no room in it goes."""
+        self._memory.resize(memory_bytes)
+        self._prefixes.resize(memory_bytes // _SHARE_OF_PREFIXES)
 
     def get_many(self, keys: Sequence[str]) -> list[ReadDocument | None]:
         """The documents of these keys; None for each that must be read again, as for an empty key."""

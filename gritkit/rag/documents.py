@@ -59,6 +59,15 @@ class Document:
 
 
 @dataclass(frozen=True)
+class DocumentInfo:
+    """A document of a knowledge base without its text."""
+
+    id: str
+    metadata: dict[str, Any]
+    chunks: int
+
+
+@dataclass(frozen=True)
 class Hit:
     """A chunk that was found. Higher scores are better: the cosine similarity with the query of a dense search, the
     database's own of a text search, summed reciprocal ranks of a hybrid one, the query's likelihood when reranked."""

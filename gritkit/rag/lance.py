@@ -32,6 +32,7 @@ from gritkit.rag.lance_table import (
     having,
     is_conflict,
     lance_errors,
+    listed,
     quoted,
     row_of,
     rows_at,
@@ -40,7 +41,7 @@ from gritkit.rag.lance_table import (
 )
 from gritkit.rag.lance_vectors import VectorCache
 from gritkit.rag.ranking import exact, ranked
-from gritkit.rag.store import Head, Row, Size, Vector, words_of
+from gritkit.rag.store import Head, Listed, Row, Size, Vector, words_of
 
 T = TypeVar("T")
 
@@ -121,6 +122,11 @@ class LanceStore:
             keys = tuple(part["block_key"] for part in parts)
             heads[document] = Head(parts[0]["digest"], parts[0]["metadata"], parts[0]["fingerprint"], keys)
         return heads
+
+    def listed(self, limit: int, after: str | None = None) -> list[Listed]:
+        condition = "number = 0" if after is None else f"number = 0 AND document > {quoted(after)}"
+        with self._errors("read"):
+            return listed(self._at(int(self._table.version)), condition, limit)
 
     def get(self, documents: Sequence[str]) -> dict[str, list[Row]]:
         rows: dict[str, list[Row]] = {}

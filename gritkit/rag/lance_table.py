@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gritkit.errors import MissingExtraError, StoreError
-from gritkit.rag.store import Row
+from gritkit.rag.store import Listed, Row
 
 COLUMNS = ("id", "document", "number", "count", "text", "metadata", "tags", "digest", "token_ids", "block_key",
            "fingerprint")  # fmt: skip
@@ -23,6 +23,7 @@ COLUMNS = ("id", "document", "number", "count", "text", "metadata", "tags", "dig
 LANCE_ERRORS = (OSError, RuntimeError, ValueError)
 """What LanceDB raises; it has no base class of its own."""
 _INDEX_CACHE_BYTES, _METADATA_CACHE_BYTES = 256 << 20, 64 << 20  # LanceDB's own bounds are 6 GiB and 1 GiB
+_IDS = 65_536  # of a list that are in memory at once
 _STRINGS = ("id", "document", "text", "metadata", "digest", "block_key", "fingerprint")
 _NUMBERS = ("number", "count")
 
@@ -97,6 +98,27 @@ def rows_at(table: Any, addresses: Sequence[int]) -> list[Row]:
     if not addresses:
         return []
     return [row_of(found) for found in table.take_row_ids(list(addresses)).select([*COLUMNS, "vector"]).to_list()]
+
+
+def listed(table: Any, condition: str, limit: int) -> list[Listed]:
+    """The first so many documents by id among the rows of one version that meet a condition.
+
+    LanceDB has no order by a column, so all of the ids go by, a batch at a time.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    first = None
+    for batch in table.search().where(condition).limit(None).select(["document"]).with_row_id(True).to_batches(_IDS):
+        some = pa.Table.from_batches([batch])
+        both = some if first is None else pa.concat_tables([first, some])
+        first = both.take(pc.select_k_unstable(both, limit, [("document", "ascending")]))
+    if first is None or not len(first):
+        return []
+    columns = ["document", "count", "metadata", "tags"]
+    found = table.take_row_ids(first["_rowid"].to_pylist()).select(columns).to_list()
+    by_id = sorted(found, key=lambda one: str(one["document"]))
+    return [Listed(one["document"], one["count"], one["metadata"], tuple(one["tags"])) for one in by_id]
 
 
 def row_of(found: dict[str, Any]) -> Row:

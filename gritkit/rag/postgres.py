@@ -21,7 +21,7 @@ from gritkit.errors import InputError, StoreError
 from gritkit.rag import postgres_words
 from gritkit.rag.postgres_connection import SCHEMA, Connection, Names, Run
 from gritkit.rag.ranking import TOP_K, exact, ranked, sample_queries, tuned
-from gritkit.rag.store import Head, Row, Size, Vector
+from gritkit.rag.store import Head, Listed, Row, Size, Vector
 
 T = TypeVar("T")
 
@@ -121,6 +121,16 @@ class PostgresStore:
         )
         rows = self._call("read", lambda run: run(query, (list(documents),)).fetchall())
         return {row[0]: Head(row[1], row[2], row[3], tuple(row[4])) for row in rows}
+
+    def listed(self, limit: int, after: str | None = None) -> list[Listed]:
+        condition = "" if after is None else "AND document > %s"
+        query = (
+            f"SELECT document, count, metadata, tags FROM {{table}} WHERE number = 0 {condition} "
+            "ORDER BY document LIMIT %s"
+        )
+        parameters = (limit,) if after is None else (after.partition("\0")[0], limit)  # no id here has that character
+        rows = self._call("read", lambda run: run(query, parameters).fetchall())
+        return [Listed(document, count, metadata, tuple(tags)) for document, count, metadata, tags in rows]
 
     def get(self, documents: Sequence[str]) -> dict[str, list[Row]]:
         query = f"SELECT {_columns()} FROM {{table}} WHERE document = ANY(%s) ORDER BY document, number"

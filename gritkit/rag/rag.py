@@ -48,10 +48,10 @@ from gritkit.rag.answering import (
 from gritkit.rag.base import KnowledgeBase, Stats, VerifyReport
 from gritkit.rag.cache import DocumentCache
 from gritkit.rag.coding import BlockCoder
-from gritkit.rag.documents import AddReport, Answer, Document, Hit, RagEvent, Search
+from gritkit.rag.documents import AddReport, Answer, Document, DocumentInfo, Hit, RagEvent, Search
 from gritkit.rag.place import place_of
 from gritkit.rag.rates import Rates
-from gritkit.rag.reader import Reader, manifest_of
+from gritkit.rag.reader import Reader, manifest_of, own_metadata
 from gritkit.rag.searching import Searcher, current
 from gritkit.rag.store import Row
 from gritkit.tokens import check_text, sequence
@@ -149,6 +149,11 @@ class Rag:
         """Documents."""
         return self.base.store.size().documents
 
+    def resize(self, memory_bytes: int) -> None:
+        """Another ``Budget.memory`` from now on, for one that shares its memory with others that come and go."""
+        if self._cache is not None:
+            self._cache.resize(Budget(memory=memory_bytes).memory)
+
     @property
     def reader(self) -> Reader:
         """What reads documents; it needs no knowledge base."""
@@ -195,6 +200,18 @@ class Rag:
         if self._cache is not None:
             self._cache.drop(key for head in heads.values() for key in head.block_keys)
         return removed
+
+    def documents(self, limit: int = 100, after: str | None = None) -> list[DocumentInfo]:
+        """The first so many documents by id, of those whose id follows ``after``: all of them in pages.
+
+        Raises:
+            InputError: for a ``limit`` below 1.
+        """
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise InputError(f"limit={limit!r} must be a whole number of at least 1")
+        with current(self.base):
+            found = self.base.store.listed(limit, None if after is None else check_text(after, "a document's id"))
+        return [DocumentInfo(one.document, own_metadata(one.metadata, one.tags), one.chunks) for one in found]
 
     def stats(self) -> Stats:
         """What the knowledge base holds."""
@@ -267,6 +284,16 @@ class Rag:
         leave no room for the question and ``max_new_tokens`` are dropped, and listed in the answer.
         """
         params = SamplingParams.of(sampling)
+        joined = self.joined(reuse, join, link_tokens)
+        return self._stream(question, (top_k, where, by, rerank), reuse, joined, link_tokens, params)
+
+    def joined(self, reuse: str = "auto", join: Join | None = None, link_tokens: int | None = None) -> Join:
+        """The ``join`` that an answer's documents will have, before :meth:`find` and :meth:`prepare`.
+
+        Raises:
+            InputError, UnsupportedModelError: for options that are none, that this model cannot do, or that do not go
+                together.
+        """
         ladder.check_reuse(reuse)
         if reuse not in ("auto", "off"):
             _ = self.model.rope  # raises with the reason where documents cannot be moved
@@ -274,8 +301,7 @@ class Rag:
                 raise UnsupportedModelError("this checkpoint has no language-model head: it searches but cannot answer")
         if link_tokens is not None and (not isinstance(link_tokens, int) or link_tokens < 1 or reuse != "linked"):
             raise InputError(f"link_tokens={link_tokens!r} must be at least 1, and goes with reuse='linked' alone")
-        joined = ladder.join_of(None if join is None else check_join(join), self._verdicts, self.base.manifest.codec)
-        return self._stream(question, (top_k, where, by, rerank), reuse, joined, link_tokens, params)
+        return ladder.join_of(None if join is None else check_join(join), self._verdicts, self.base.manifest.codec)
 
     def _stream(
         self,

@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gritkit.batch import token_budget
 from gritkit.errors import InputError
@@ -161,9 +162,17 @@ class Reader:
         )
 
 
+def own_metadata(metadata: str, tags: Sequence[str]) -> dict[str, Any]:
+    """What a document's metadata was, by that of one of its chunks: without the headings."""
+    found: dict[str, Any] = json.loads(metadata)
+    if not any(json.loads(tag)[0] == SECTION for tag in tags):
+        found.pop(SECTION, None)
+    return found
+
+
 def with_metadata(row: Row, document: Document, digest: str) -> Row:
     """A chunk whose document has the same text and other metadata."""
-    own = any(json.loads(tag)[0] == SECTION for tag in row.tags)  # then the headings were not kept
+    own = SECTION in own_metadata(row.metadata, row.tags)  # then the headings were not kept
     section = None if own else json.loads(row.metadata).get(SECTION)
     metadata = _metadata(document, [] if section is None else [section])
     return dataclasses.replace(row, metadata=metadata, tags=tags_of(document.metadata), digest=digest)

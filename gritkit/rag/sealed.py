@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from gritkit.errors import MissingExtraError, StoreError
-from gritkit.rag.store import DocumentStore, Head, Row, Size, Vector
+from gritkit.rag.store import DocumentStore, Head, Listed, Row, Size, Vector
 
 _SEPARATOR = "~"
 _HALF = 16
@@ -45,6 +45,10 @@ class SealedStore:
     def heads(self, documents: Sequence[str]) -> dict[str, Head]:
         found = self._store.heads(documents)
         return {name: dataclasses.replace(head, digest=_parts(head.digest)[0]) for name, head in found.items()}
+
+    def listed(self, limit: int, after: str | None = None) -> list[Listed]:
+        """What is listed has no checksum: only whole rows have one."""
+        return self._store.listed(limit, after)
 
     def get(self, documents: Sequence[str]) -> dict[str, list[Row]]:
         """Raises StoreError for a damaged row."""

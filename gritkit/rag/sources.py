@@ -104,6 +104,16 @@ def read_paths(
             yield _failure(name, error)
 
 
+def read_file(
+    file: BinaryIO, name: str, *, jsonl_field: str = "text", max_file_bytes: int = MAX_FILE_BYTES
+) -> Iterator[Source | Failure]:
+    """Read an open file as one that :func:`read_paths` was given; its name says what it is, and is never opened."""
+    try:
+        yield from _Reader(jsonl_field, max_file_bytes, None).file(file, name, named=True)
+    except (OSError, InputError) as error:
+        yield _failure(name, error)
+
+
 class _Reader:
     """Reads files under one set of options."""
 

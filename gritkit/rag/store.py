@@ -69,6 +69,17 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """A document of a list: what is known of it without its texts."""
+
+    document: str
+    chunks: int
+    metadata: str
+    """JSON, of its first chunk."""
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Size:
     """How much a store holds."""
 
@@ -83,6 +94,12 @@ class DocumentStore(Protocol):
 
     def heads(self, documents: Sequence[str]) -> dict[str, Head]:
         """The documents that exist among these ids."""
+
+    def listed(self, limit: int, after: str | None = None) -> list[Listed]:
+        """The first so many documents in the order of their ids (of their UTF-8), of those whose id follows ``after``.
+
+        So all of them come in pages, while others are written and deleted: one that is there all the time comes once.
+        """
 
     def get(self, documents: Sequence[str]) -> dict[str, list[Row]]:
         """The chunks of the documents that exist, in order, vectors included."""

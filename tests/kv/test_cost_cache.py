@@ -152,3 +152,20 @@ def test_threads_do_not_break_the_budget() -> None:
     assert 0 < sizes <= 1000
     assert cache.num_bytes == len(cache) == 0
     assert cache.counts["hit"] + cache.counts["missing"] == 4 * 2000
+
+
+def test_another_budget_leaves_what_is_worth_most() -> None:
+    cache = CostCache[str](100)
+    for key, cost in (("a", 3.0), ("b", 1.0), ("c", 2.0), ("d", 0.0)):
+        cache.put(key, key, size=20, cost=cost)
+    cache.resize(50)
+    assert (cache.get("a"), cache.get("b"), cache.get("c"), cache.get("d")) == ("a", None, "c", None)
+    assert (cache.num_bytes, cache.max_bytes, cache.counts["evicted"]) == (40, 50, 2)
+    assert not cache.put("e", "e", size=60)
+    cache.resize(100)
+    assert cache.put("e", "e", size=60)
+    assert len(cache) == 3
+    cache.resize(0)
+    assert (len(cache), cache.num_bytes) == (0, 0)
+    with pytest.raises(ValueError, match="-1"):
+        cache.resize(-1)

@@ -111,6 +111,19 @@ def test_tiers_stay_within_their_bytes(
     assert one.counts == {"disk": 1, "device": 1}
 
 
+def test_a_smaller_budget_lets_go_at_once(cache: DocumentCache, keys: list[str], documents: list[DocKV]) -> None:
+    cache.get_many(keys)
+    cache.keep_prefix(documents[0])
+    cache.resize(0)
+    assert not cache.has_prefix(documents[0].ids)
+    assert all(map(same, cache.get_many(keys), documents))
+    assert cache.counts == {"disk": 2 * len(keys)}
+    cache.resize(MUCH)
+    cache.get_many(keys)
+    cache.get_many(keys)
+    assert cache.counts == {"disk": 3 * len(keys), "memory": len(keys)}
+
+
 def test_what_is_missing_or_damaged_is_none_and_counted(
     cache: DocumentCache, blocks: BlockStore, keys: list[str], documents: list[DocKV], caplog: pytest.LogCaptureFixture
 ) -> None:

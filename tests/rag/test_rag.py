@@ -163,6 +163,41 @@ def test_a_long_document_is_chunks_that_are_found_and_deleted_together(rag: Rag,
     assert [hit.id for hit in rag.search("word", top_k=100)] == ["small"]
 
 
+def test_documents_are_listed_without_their_texts(rag: Rag) -> None:
+    assert rag.documents() == []
+    rag.add([
+        Document("# Title\n\n" + "words " * 900, id="long", metadata={"year": 1}, kind="markdown"),
+        Document("# Title\n\nshort", id="own", metadata={"section": "mine"}, kind="markdown"),
+        Document("plain", id="plain"),
+    ])  # fmt: skip
+    long, own, plain = rag.documents()
+    assert (long.id, long.metadata) == ("long", {"year": 1})
+    assert long.chunks > 1
+    assert (own.metadata, plain.metadata, plain.chunks) == ({"section": "mine"}, {}, 1)
+    assert [one.id for one in rag.documents(1, after="long")] == ["own"]
+    assert rag.documents(after="plain") == []
+    for limit in (0, -1, True, "3"):
+        with pytest.raises(InputError, match="limit="):
+            rag.documents(limit)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="id"):
+        rag.documents(after="\ud800")
+
+
+def test_a_smaller_share_of_memory_changes_no_answer(rag: Rag) -> None:
+    rag.add(list(TEXTS))
+    before = rag.ask("fox?", reuse="cached", max_new_tokens=3)
+    rag.resize(0)
+    after = rag.ask("fox?", reuse="cached", max_new_tokens=3)
+    assert (after.text, after.sources, after.recomputed) == (before.text, before.sources, 0)
+    assert rag.counts["memory"] == 0
+    rag.resize(1 << 20)
+    for _ in range(2):
+        rag.ask("fox?", reuse="cached", max_new_tokens=3)
+    assert rag.counts["memory"] == 3
+    with pytest.raises(InputError, match="memory=-1"):
+        rag.resize(-1)
+
+
 def test_a_chunk_is_computed_again_as_it_was_cut(folder: Path) -> None:
     model = grit_model("llama", max_length=30)
     with Rag.open(folder, model) as rag:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gritkit.rag import sources
-from gritkit.rag.sources import Failure, Source, read_paths
+from gritkit.rag.sources import Failure, Source, read_file, read_paths
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +103,25 @@ def test_a_named_file_is_read_whatever_its_suffix_and_once() -> None:
     assert Found("docs", "docs/LICENSE", "docs/.env").ids == ["docs/a.md", "docs/sub/b.md", "docs/LICENSE", "docs/.env"]
     assert Found(".").ids == ["docs/a.md", "docs/sub/b.md"]
     assert Found("alias").ids == ["alias/a.md", "alias/sub/b.md"]  # a link that is named is followed
+
+
+def test_an_open_file_is_read_as_a_named_one() -> None:
+    for name in ("a.md", "b.jsonl", "c.pdf", "d.txt"):
+        write(name, '{"text": "one", "id": "1"}\n{"no": "text"}\n')
+    for name in ("a.md", "b.jsonl", "c.pdf"):
+        with open(name, "rb") as file:
+            assert list(read_file(file, name)) == list(read_paths([name]))
+    for name in ("../../etc/x.md", "/etc/passwd", "http://there/x.html", "nul\0.md"):  # a name, and no more than that
+        with open("d.txt", "rb") as file:
+            (source,) = read_file(file, name)
+        assert isinstance(source, Source)
+        assert (source.id, source.metadata["path"]) == (name, name)
+    with open("d.txt", "rb") as file:
+        (failure,) = read_file(file, "d.txt", max_file_bytes=10)
+    assert str(failure).startswith("d.txt: is 0.0 MB long")
+    with open("d.txt", "rb") as file:
+        (failure,) = read_file(file, "x.zip")
+    assert isinstance(failure, Failure)
 
 
 def test_rows_are_documents() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from gritkit.errors import StoreError
 from gritkit.rag.lance import LanceStore
 from gritkit.rag.postgres import PostgresStore
-from gritkit.rag.store import DocumentStore, Head, Row
+from gritkit.rag.store import DocumentStore, Head, Listed, Row
 
 DIM = 8
 Make = Callable[..., Any]
@@ -156,6 +157,31 @@ def test_a_scan_gives_whole_documents_of_one_moment(make: Make) -> None:
     assert same([row for batch in batches for row in batch], [row for name in written for row in written[name]])
     assert len(batches) > 4
     assert all(batch[0].number == 0 and batch[-1].number == batch[-1].count - 1 for batch in batches)
+
+
+def test_documents_are_listed_in_pages(make: Make) -> None:
+    store = make()
+    names = ["", "a", "a\u00e4", "ab", "it's; --", "B", "z", "\U0001f600", "\uff5e"]
+    names += [f"n{one:03}" for one in range(40)]
+    assert store.listed(5) == []
+    written = [row for name in names for row in rows(name, *["text"] * (1 + len(name) % 3), tags=('["x", 1]',))]
+    random.Random(0).shuffle(written)
+    for start in range(0, len(written), 30):
+        whole = {row.document for row in written[start : start + 30]}
+        store.replace([row for row in written if row.document in whole])
+    pages, after = [], None
+    while page := store.listed(7, after):
+        pages.append(page)
+        after = page[-1].document
+        if len(pages) == 2:  # what comes and goes meanwhile moves nothing
+            store.delete([pages[0][1].document])
+            store.replace(rows("0", "behind the reader") + rows("zz", "before the reader"))
+    assert [one.document for page in pages for one in page] == sorted([*names, "zz"])
+    assert {len(page) for page in pages[:-1]} == {7}
+    assert pages[0][0] == Listed("", 1, '{"a":1}', ('["x", 1]',))
+    assert all(one.chunks == 1 + len(one.document) % 3 for page in pages for one in page if one.document in names)
+    assert store.listed(3, "\U0001f600") == []
+    assert [one.document for one in store.listed(1, "n03\0")] == ["n030"]
 
 
 # -- searching ---------------------------------------------------------------------------------------------------------
