@@ -382,7 +382,7 @@ class GritModel(nn.Module):
         return Decoder(
             self._backbone,
             self.tokens.backend,
-            self._eos_ids,
+            self.eos_ids,
             num_slots=num_slots,
             max_length=max_length,
             rope=self.probe.rope,
@@ -391,7 +391,7 @@ class GritModel(nn.Module):
         )
 
     @cached_property
-    def _eos_ids(self) -> frozenset[int]:
+    def eos_ids(self) -> frozenset[int]:
         """Every end of text that the checkpoint names: its tokenizer's and its generation config's."""
         stated = getattr(getattr(self._backbone.base, "generation_config", None), "eos_token_id", None)
         ids = stated if isinstance(stated, (list, tuple)) else [stated]

@@ -39,7 +39,7 @@ def models() -> Any:
 
 def decoder(model: GritModel, *, num_slots: int = 8, max_length: int = 80, **rest: Any) -> Decoder:
     return Decoder(
-        model._backbone, model.tokens.backend, model._eos_ids, num_slots=num_slots, max_length=max_length, **rest
+        model._backbone, model.tokens.backend, model.eos_ids, num_slots=num_slots, max_length=max_length, **rest
     )
 
 
@@ -209,7 +209,7 @@ def test_every_end_of_text_of_the_generation_config_ends() -> None:
         == model.tokens.backend.decode([*prompt, *done.token_ids[:-1]])[len(model.tokens.backend.decode(prompt)) :]
         or "\N{REPLACEMENT CHARACTER}" in done.text
     )
-    assert model.tokens.eos_id in model._eos_ids
+    assert model.tokens.eos_id in model.eos_ids
 
 
 def test_slots_run_out_and_come_back(models: Any) -> None:

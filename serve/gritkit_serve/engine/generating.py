@@ -1,0 +1,145 @@
+"""Rows of many clients that decode together: who waits for a slot, who has one, and a step of all of them.
+
+Each adapter has slots of its own, since one pass runs under one adapter; adapters with rows take turns.
+
+This module knows nothing about threads: the engine calls it from the one that owns the device, :meth:`add` and
+:meth:`wanting` under its lock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+
+from gritkit import GritModel
+from gritkit.errors import GritkitError
+from gritkit.generation.decoder import Decoder
+from gritkit.generation.params import Finished
+from gritkit_serve.engine.delivery import Delivery
+from gritkit_serve.engine.generation import Generation
+from gritkit_serve.engine.limits import EngineLimits
+
+
+class Generating:
+    """The generations of one engine."""
+
+    name = "generation"
+
+    def __init__(
+        self, model: GritModel, limits: EngineLimits, use: Callable[[str | None], None], delivery: Delivery
+    ) -> None:
+        self._model = model
+        self._limits = limits
+        self._use = use
+        self._delivery = delivery
+        self._arrived: deque[Generation] = deque()
+        self._waiting: deque[Generation] = deque()
+        self._decoders: dict[str | None, Decoder] = {}
+        self._rows: dict[str | None, dict[int, Generation]] = {}
+        self._turn: deque[str | None] = deque()
+        self.counts: Counter[str] = Counter()
+        """Since the start: generations finished and cancelled, tokens of prompts, cached and generated ones."""
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._arrived) + len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return sum(len(rows) for rows in list(self._rows.values()))
+
+    def add(self, generation: Generation) -> None:
+        self._arrived.append(generation)
+
+    def wanting(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.num_waiting or self.num_running)
+
+    def run(self) -> None:
+        """Let those who left go, those who wait join, and the next adapter's rows take a step."""
+        while self._arrived:
+            self._waiting.append(self._arrived.popleft())
+        self._release_cancelled()
+        self._join()
+        busy = [adapter for adapter in self._turn if self._rows[adapter]]
+        if not busy:
+            return
+        adapter = busy[0]
+        self._turn.remove(adapter)
+        self._turn.append(adapter)
+        self._use(adapter)
+        decoder, rows = self._decoders[adapter], self._rows[adapter]
+        for event in decoder.step():
+            generation = rows[event.row]
+            if isinstance(event, Finished):
+                del rows[event.row]
+                self._count(event)
+            self._delivery.add(generation.loop, generation.deliver, event)
+
+    def fail(self, error: GritkitError) -> None:
+        """End everything that runs with this error; what waits has not been touched and goes on waiting."""
+        for rows in self._rows.values():
+            for generation in rows.values():
+                self._delivery.add(generation.loop, generation.deliver, error)
+        self._rows.clear()
+        self._decoders.clear()
+        self._turn.clear()
+
+    def refuse_waiting(self, error: GritkitError) -> None:
+        """End everything that waits."""
+        for queue in (self._arrived, self._waiting):
+            while queue:
+                generation = queue.popleft()
+                self._delivery.add(generation.loop, generation.deliver, error)
+
+    def _release_cancelled(self) -> None:
+        for adapter, rows in self._rows.items():
+            for row, generation in list(rows.items()):
+                if generation.cancelled:
+                    del rows[row]
+                    self._count(Finished(row, self._decoders[adapter].leave(row)))
+        gone = [generation for generation in self._waiting if generation.cancelled]
+        for generation in gone:
+            self._waiting.remove(generation)
+        self.counts["cancelled"] += len(gone)
+
+    def _join(self) -> None:
+        """In the order of their coming, as far as there are slots."""
+        still = deque[Generation]()
+        while self._waiting:
+            generation = self._waiting.popleft()
+            decoder = self._decoder(generation.adapter)
+            if not decoder.num_free:
+                still.append(generation)
+                continue
+            try:
+                row = decoder.join(generation.request)
+            except GritkitError as error:
+                self._delivery.add(generation.loop, generation.deliver, error)
+            else:
+                self._rows[generation.adapter][row] = generation
+        self._waiting = still
+
+    def _decoder(self, adapter: str | None) -> Decoder:
+        if adapter not in self._decoders:
+            self._decoders[adapter] = self._model.decoder(
+                num_slots=self._limits.slots,
+                max_length=self._limits.slot_tokens,
+                prefill_chunk=self._limits.prefill_chunk,
+                share_prefixes=True,
+            )
+            self._rows[adapter] = {}
+            self._turn.append(adapter)
+        return self._decoders[adapter]
+
+    def _count(self, event: Finished) -> None:
+        usage = event.completion.usage
+        cancelled = event.completion.finish_reason == "cancelled"
+        self.counts.update(
+            {
+                "cancelled" if cancelled else "finished": 1,
+                "prompt_tokens": usage.prompt_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "completion_tokens": usage.completion_tokens,
+            }
+        )
