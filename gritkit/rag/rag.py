@@ -327,10 +327,12 @@ class Rag:
         rerank: bool = False,
         join: Join = "no-bos",
         params: SamplingParams | None = None,
+        max_tokens: int | None = None,
     ) -> Question:
         """The first half of :meth:`stream`: the chunks that an answer will read, as many as there is room for.
 
-        What holds their key-values begins to read them ahead. Raises InputError as :meth:`ask` does.
+        ``max_tokens`` is that room, for documents, question and answer together, where it is less than the context.
+        What holds the chunks' key-values begins to read them ahead. Raises InputError as :meth:`ask` does.
         """
         clock, params = Clock(), params or SamplingParams()
         ranked = self._searcher.ranked(question, top_k, where, by=by, rerank=rerank)
@@ -342,7 +344,8 @@ class Rag:
         found = [Found(_hit(row, score), row) for row, score in ranked]
         needed = len(self.model.tokens.question_prompt(question)) + params.max_new_tokens
         left_out = min(num_left_out(self.model, join, [row for row, _ in ranked]))
-        used, dropped = fitting(found, needed, left_out, self.model.context_length)
+        length = self.model.context_length
+        used, dropped = fitting(found, needed, left_out, length if max_tokens is None else min(length, max_tokens))
         return Question(question, used, dropped, params, searched)
 
     def _nothing_found(self, by: Search, where: Mapping[str, Any] | None) -> str:

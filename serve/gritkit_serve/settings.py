@@ -90,8 +90,23 @@ class Settings:
     """Documents of one rerank, or of one addition to a knowledge base."""
     max_top_k: int = 100
     """Chunks of one search."""
+
+    # -- knowledge bases -----------------------------------------------------------------------------------------
+
     max_bases: int = 256
-    """Knowledge bases of one server; each holds files open."""
+    """That clients can make."""
+    max_open_bases: int = 8
+    """Kept open when nobody asks them, as each has vectors and indices in memory."""
+    base_memory_bytes: int = 1024 * MIB
+    """Key-values in memory, of all open ones together."""
+    max_waiting_writes: int = 16
+    """Requests that change one knowledge base or wait for their turn; more are answered 429."""
+    max_upload_documents: int = 20_000
+    """Documents in the files of one request: each row of a table is one."""
+    parse_seconds: int = 30
+    """CPU time for the text of one file; a damaged PDF can take any."""
+    parse_memory_bytes: int = 2048 * MIB
+    """Of the process that reads files of clients."""
 
     def __post_init__(self) -> None:
         for one in fields(self):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gritkit.errors import InputError, MissingExtraError, StoreError, UnsupportedModelError
+from gritkit.generation.params import SamplingParams
 from gritkit.model import GritModel
 from gritkit.rag import AddReport, Document, Rag
 from gritkit.rag.manifest import FILE_NAME
@@ -328,6 +329,21 @@ def test_answers_read_what_their_search_found(library: Rag) -> None:
     for options in ({"by": "text"}, {"by": "hybrid"}, {"rerank": True}, {"by": "hybrid", "where": {"mod": 3}}):
         answer = library.ask("the lazy fox?", max_new_tokens=1, **options)
         assert answer.sources == library.search("the lazy fox?", top_k=3, **options)  # type: ignore[arg-type]
+
+
+def test_less_room_than_the_context_drops_documents(library: Rag) -> None:
+    params = SamplingParams(max_new_tokens=5)
+    whole = library.find("what lies where?", top_k=3, params=params)
+    assert (len(whole.used), len(whole.dropped)) == (3, 0)
+    prompt = library.prepare(whole, "cached", "no-bos").request
+    size = prompt.num_laid + len(prompt.prompt_ids) + params.max_new_tokens
+    enough = library.find("what lies where?", top_k=3, params=params, max_tokens=size)
+    assert [one.hit for one in enough.used] == [one.hit for one in whole.used]
+    less = library.find("what lies where?", top_k=3, params=params, max_tokens=size - 1)
+    assert [one.hit for one in (*less.used, *less.dropped)] == [one.hit for one in whole.used]
+    assert len(less.dropped) == 1
+    with pytest.raises(InputError, match="no document fits"):
+        library.find("what lies where?", params=params, max_tokens=8)
 
 
 def test_a_search_that_makes_no_sense_is_refused(rag: Rag) -> None:
