@@ -93,6 +93,24 @@ INSTRUCT_QUERY = PromptFormat(
     name="instruct-query", query_instructed="Instruct: {instruction}\nQuery: ", append_eos=True
 )
 
+
+@dataclass(frozen=True)
+class EmbeddingTask:
+    """What vectors are often wanted for."""
+
+    instruction: str
+    two_sided: bool = False
+    """Whether queries alone get the instruction, and passages none; otherwise all texts get it, as queries."""
+
+
+TASKS = {
+    "retrieval": EmbeddingTask("Given a question, retrieve passages that answer it", two_sided=True),
+    "similarity": EmbeddingTask("Retrieve semantically similar text"),
+    "classification": EmbeddingTask("Identify the category of the text"),
+    "clustering": EmbeddingTask("Identify the topic of the text"),
+}
+"""Instructions by name, for callers that have none of their own."""
+
 FORMATS = {preset.name: preset for preset in (GRIT, PLAIN, E5, INSTRUCT_QUERY)}
 
 

@@ -121,28 +121,58 @@ class Tokens:
             check_text(text, f"text {index}")
             if not text.strip():
                 raise InputError(f"text {index} is empty: drop it or give it words, there is nothing to embed")
-        tail = self._tail
         encoded = self._text.encode_batch([prefix + text for text in texts], add_special_tokens=False)
-        result = []
-        for index, item in enumerate(encoded, first):
-            ids = [*self.bos_ids, *item.ids, *tail]
-            if len(ids) > max_length:
-                if not truncate:
-                    raise InputError(
-                        f"text {index} is {len(ids)} tokens long and max_length is {max_length}: "
-                        "raise max_length, split the text, or pass truncate=True"
-                    )
-                ids = [*ids[: max_length - len(tail)], *tail]
-            pooled = np.ones(len(ids), dtype=bool)
-            begins = len(self.bos_ids)
-            pooled[: begins + _leading(item.offsets, prefix)] = False
-            if not pooled[: len(ids) - len(tail)].any():
+        return [
+            self._to_embed(item.ids, _leading(item.offsets, prefix), max_length, truncate, index)
+            for index, item in enumerate(encoded, first)
+        ]
+
+    def ids_to_embed(
+        self,
+        texts: Sequence[Sequence[int]],
+        role: Role,
+        instruction: str | None,
+        max_length: int,
+        *,
+        truncate: bool,
+    ) -> list[TokenSeq]:
+        """:meth:`to_embed` for texts that are ids already, without prompt, beginning or end (as :meth:`encode` gives).
+
+        A prompt that ends with a space ("query: ") keeps it: ids cannot take it as a text's first word may.
+
+        Raises:
+            InputError: as :meth:`to_embed`.
+        """
+        prompt = self.encode(self.format.embed_prefix(role, instruction))
+        for index, ids in enumerate(texts):
+            if not len(ids):
+                raise InputError(f"text {index} is empty: drop it or give it words, there is nothing to embed")
+        return [
+            self._to_embed([*prompt, *ids], len(prompt), max_length, truncate, index) for index, ids in enumerate(texts)
+        ]
+
+    def _to_embed(
+        self, prompted: Sequence[int], num_prompt: int, max_length: int, truncate: bool, index: int
+    ) -> TokenSeq:
+        """A text behind ``num_prompt`` tokens of its prompt, with its beginning and end."""
+        tail = self._tail
+        ids = [*self.bos_ids, *prompted, *tail]
+        if len(ids) > max_length:
+            if not truncate:
                 raise InputError(
-                    f"text {index} has no token left beside its prompt of {begins + self._length(prefix)} tokens "
-                    f"(max_length {max_length}): shorten the instruction or raise max_length"
+                    f"text {index} is {len(ids)} tokens long and max_length is {max_length}: "
+                    "raise max_length, split the text, or pass truncate=True"
                 )
-            result.append(sequence(ids, pool=pooled))
-        return result
+            ids = [*ids[: max_length - len(tail)], *tail]
+        pooled = np.ones(len(ids), dtype=bool)
+        begins = len(self.bos_ids) + num_prompt
+        pooled[:begins] = False
+        if not pooled[: len(ids) - len(tail)].any():
+            raise InputError(
+                f"text {index} has no token left beside its prompt of {begins} tokens "
+                f"(max_length {max_length}): shorten the instruction or raise max_length"
+            )
+        return sequence(ids, pool=pooled)
 
     def prompt_length(self, role: Role, instruction: str | None = None) -> int:
         """Tokens of a text to embed that are not its own: beginning, prompt and end."""

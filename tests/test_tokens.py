@@ -206,6 +206,27 @@ def test_errors_name_the_text() -> None:
         tokens.to_embed(["a"], "query", "\udfff", 20, truncate=False)
 
 
+@pytest.mark.parametrize("form", [GRIT, PLAIN], ids=lambda form: form.name)
+def test_ids_of_a_text_are_embedded_as_the_text(form: PromptFormat) -> None:
+    tokens = Tokens(byte_level(), form)
+    texts = ["the quick brown fox", "a", "naïve café"]
+    ids = [tokens.encode(text) for text in texts]
+    for instruction, limit, truncate in ((None, 64, False), ("find it", 64, False), ("find it", 40, True)):
+        expected = tokens.to_embed(texts, "query", instruction, limit, truncate=truncate)
+        given = tokens.ids_to_embed(ids, "query", instruction, limit, truncate=truncate)
+        for one, other in zip(given, expected, strict=True):
+            assert one.ids.tolist() == other.ids.tolist()
+            assert one.pool_mask.tolist() == other.pool_mask.tolist()
+
+
+def test_ids_that_cannot_be_embedded_are_named() -> None:
+    tokens = Tokens(byte_level(), PLAIN)
+    with pytest.raises(InputError, match="text 1 is empty"):
+        tokens.ids_to_embed([[5], []], "query", None, 20, truncate=False)
+    with pytest.raises(InputError, match=r"text 1 is .* max_length is 20"):
+        tokens.ids_to_embed([[5], [5] * 30], "query", None, 20, truncate=False)
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
