@@ -1,28 +1,46 @@
-"""The application: routes, and around them the layers that every request passes.
+"""The application: routes, and around them the layers that every request passes, the first one first.
 
-    observing    an id, a line in the log, metrics, and an end for what nothing else has caught
-    (routes)     FastAPI
+    Observing     an id, a line in the log, metrics, and an end for what nothing else has caught
+    CORS          answers browsers' questions, where origins are allowed
+    Guard         API key; without one, this machine only
+    Admission     how many requests at once and for how long; nothing more once the server drains
+    BodyLimits    size, time, form of the body; cancels the route when its client leaves
+    (routes)
 
 This module knows nothing about sockets, processes or models.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from gritkit import __version__
 from gritkit_serve import errors
+from gritkit_serve.admission import Admission
+from gritkit_serve.limits import BodyLimits
 from gritkit_serve.observing import Observing
-from gritkit_serve.routes import health
+from gritkit_serve.routes import health, page
+from gritkit_serve.security import Guard
 from gritkit_serve.service import Service
 
 ROUTERS = (
     health.router,
+    page.router,
 )  # fmt: skip
+PUBLIC = re.compile(r"/|/health|/ready|/static/.*", re.DOTALL)
+"""What is read without a key: whether the server lives, and the page, which has no data and asks for the key."""
+ALWAYS = re.compile(r"/health|/ready|/metrics")
+"""What is answered however busy the server is."""
+TAKES_FILES = re.compile(r"/v1/kb/[^/]+/documents")
 
 
 def create_app(service: Service) -> FastAPI:
     """All routes of a service, behind all layers."""
+    settings = service.settings
     app = FastAPI(
         title="gritkit", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
         description="Chat, embeddings, reranking and question answering over documents, from one model.",
@@ -31,6 +49,23 @@ def create_app(service: Service) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     errors.install(app)
-    # From the innermost to the outermost.
-    app.add_middleware(Observing, metrics=service.metrics, log_prompts=service.settings.log_prompts)
+    # The last one added is the first to see a request.
+    app.add_middleware(BodyLimits, settings=settings, takes_files=_matching(TAKES_FILES))
+    app.add_middleware(
+        Admission, gate=service.gate, seconds=settings.request_seconds, always=_matching(ALWAYS)
+    )  # fmt: skip
+    app.add_middleware(
+        Guard, api_keys=settings.api_keys, allow_origins=settings.allow_origins, public=_matching(PUBLIC)
+    )  # fmt: skip
+    if settings.allow_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.allow_origins, allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("Authorization", "Content-Type", "X-API-Key", "X-Request-ID"),
+            expose_headers=("X-Request-ID", "Retry-After"),
+        )  # fmt: skip
+    app.add_middleware(Observing, metrics=service.metrics, log_prompts=settings.log_prompts)
     return app
+
+
+def _matching(paths: re.Pattern[str]) -> Callable[[str], bool]:
+    return lambda path: paths.fullmatch(path) is not None

@@ -7,7 +7,7 @@ A route raises and is done; what is raised decides the status:
     NotFoundError("no model 'x'; there are: y", param="model")             404
     ConflictError("a knowledge base 'x' is there already")                 409
     HttpError(message, status=..., ...)                                    any other
-    Overloaded, NotServing (engine)                                        429, 503 with Retry-After
+    Overloaded, NotServing, EngineFailed (engine)                          429 and 503 with Retry-After, 500
     anything else                                                          500 without a word of what it was
 
 Once a stream has begun its status is sent: ``event_of(error, request_id)`` is then the text of its last event.
@@ -28,6 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Send
 
 from gritkit.errors import GritkitError, InputError, MissingExtraError, RecordError, UnsupportedModelError
+from gritkit_serve.engine.errors import EngineFailed, NotServing, Overloaded
 from gritkit_serve.validation import explain
 
 TYPES = {
@@ -43,6 +44,7 @@ TYPES = {
     504: "timeout_error",
 }
 """The ``type`` of a status; other 4xx are invalid requests as well."""
+NOT_SERVING_RETRY_S = 5.0
 MAX_MESSAGE = 1000
 """Characters of a message; it may quote what was sent."""
 
@@ -140,6 +142,12 @@ def _problem_of(error: BaseException, request_id: str) -> Problem:
         return Problem(400, message, param)
     if isinstance(error, HTTPException):
         return _http_problem(error)
+    if isinstance(error, Overloaded):
+        return Problem(429, str(error), code="overloaded", headers=_retry(error.retry_after_s))
+    if isinstance(error, NotServing):
+        return Problem(503, str(error), code="not_serving", headers=_retry(NOT_SERVING_RETRY_S))
+    if isinstance(error, EngineFailed):
+        return Problem(500, str(error), code="engine_failed")
     if isinstance(error, MissingExtraError):
         return Problem(501, str(error))
     if isinstance(error, (InputError, RecordError, UnsupportedModelError)):
@@ -175,10 +183,13 @@ def _only(error: BaseException) -> BaseException:
 
 
 def install(app: FastAPI) -> None:
-    """Everything a route raises on purpose gets its answer; the rest is caught outside of the routes."""
+    """What a route raises on purpose gets its answer; a failure of ours goes on to where it is logged as well."""
 
     def answer(request: Request, error: Exception) -> Response:
-        return problem_of(error).response()
+        problem = problem_of(error)
+        if problem.status == 500:
+            raise error
+        return problem.response()
 
     for kind in (GritkitError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)

@@ -7,10 +7,14 @@ nothing about requests or engines; what an engine counts is read from it when Pr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from gritkit_serve.engine import Load
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -82,17 +86,32 @@ class _Read(Collector):
         return ()  # nothing is read at registration, when there may be nothing to read yet
 
 
-def gauge(name: str, help: str, values: Mapping[str, float], label: str) -> Metric:
-    """One gauge for :meth:`Metrics.watch`, by one label."""
-    family = GaugeMetricFamily(name, help, labels=(label,))
-    for value, figure in values.items():
-        family.add_metric((value,), figure)
-    return family
+def of_load(load: Load) -> Iterable[Metric]:
+    """The engine's figures, for :meth:`Metrics.watch`."""
+    yield _gauge("gritkit_engine_ready", "1 when the engine takes work.", float(load.state == "ready"))
+    generations = {"running": load.running, "waiting": load.waiting}
+    yield _by(GaugeMetricFamily, "gritkit_engine_generations", "Generations by state.", "state", generations)
+    yield _gauge("gritkit_engine_waiting_tokens", "Of texts that wait to be embedded.", load.waiting_tokens)
+    yield _gauge("gritkit_engine_calls", "Library calls that run or wait for a thread.", load.calls)
+    failures = CounterMetricFamily("gritkit_engine_failures", "Passes that failed for no request's own reason.")
+    failures.add_metric((), load.failures)
+    yield failures
+    yield _by(CounterMetricFamily, "gritkit_engine_work", "What the engine has done.", "kind", load.counts)
+    yield _by(CounterMetricFamily, "gritkit_engine_device_seconds", "Device time by work.", "work", load.seconds)
 
 
-def counter(name: str, help: str, values: Mapping[str, float], label: str) -> Metric:
-    """One counter for :meth:`Metrics.watch`, by one label."""
-    family = CounterMetricFamily(name, help, labels=(label,))
+def _gauge(name: str, help: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help, value=value)
+
+
+def _by(
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    name: str,
+    help: str,
+    label: str,
+    values: Mapping[str, float],
+) -> Metric:
+    family = kind(name, help, labels=(label,))
     for value, figure in values.items():
         family.add_metric((value,), figure)
     return family

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gritkit_serve.calls import Call, request_id
-from gritkit_serve.errors import event_of, problem_of
+from gritkit_serve.errors import HttpError, event_of, problem_of
 from gritkit_serve.logs import log_failure, log_request
 from gritkit_serve.metrics import Metrics
 
@@ -38,6 +38,8 @@ class Observing:
         with self._metrics.in_flight.track_inprogress():
             try:
                 await self._app(scope, receive, answer)
+            except HttpError as error:  # a layer's refusal
+                await answer.fail(error)
             except Exception as error:
                 log_failure(error, call.id, with_message=self._log_prompts)
                 await answer.fail(error)

@@ -6,6 +6,9 @@
     async def things(body: Things, service: ServiceDep, call: CallDep) -> ...:
         generation = service.engine.generate(request, salt=call.salt)
 
+When the client goes away, or the request's time is over, the route is cancelled (asyncio.CancelledError): a generation
+that it awaits or iterates over frees its slot by that; what else must be undone stands in a ``finally``.
+
 This module knows nothing about HTTP messages or about what routes do.
 """
 
@@ -17,9 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import Depends, Request
 
+from gritkit_serve.admission import Gate
 from gritkit_serve.calls import Call
 from gritkit_serve.errors import HttpError
-from gritkit_serve.metrics import Metrics
+from gritkit_serve.metrics import Metrics, of_load
 from gritkit_serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,11 +47,17 @@ class Service:
     """None where the server was started without --kb."""
     started: float = field(default_factory=time.time)
     """Unix time."""
+    gate: Gate = field(init=False, repr=False)
+    """What every request passes."""
     _engine: Engine | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.gate = Gate(self.settings.max_requests)
 
     def attach(self, engine: Engine) -> None:
         """The model is loaded."""
         self._engine = engine
+        self.metrics.watch(lambda: of_load(engine.load()))
 
     @property
     def engine(self) -> Engine:
@@ -66,7 +76,16 @@ class Service:
 
     @property
     def state(self) -> State:
+        if self.gate.closed:
+            return "draining"
         return "loading" if self._engine is None else self._engine.state
+
+    def stop(self, drain_s: float) -> None:
+        """End the engine's work within the time, then let go of the knowledge bases. Blocks; call it in a thread."""
+        if self._engine is not None:
+            self._engine.stop(drain_s=drain_s)
+        if self.bases is not None:
+            self.bases.close()
 
 
 def current_service(request: Request) -> Service:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
+from starlette.types import ASGIApp
 
 from gritkit.model import GritModel
 from gritkit_serve.app import create_app
+from gritkit_serve.server import Server, bind
 from gritkit_serve.service import Service
 from gritkit_serve.settings import Settings
 
@@ -37,7 +38,7 @@ class Running:
     service: Service
     port: int
     loop: asyncio.AbstractEventLoop
-    server: uvicorn.Server
+    server: Server
 
     @property
     def url(self) -> str:
@@ -47,12 +48,32 @@ class Running:
         """A client of this server; it uses no proxy and no environment."""
         return httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE_S, **given)
 
+    def connect(self) -> socket.socket:
+        """A bare connection, for what no client would send."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
-class _Server(uvicorn.Server):
+    def exchange(self, *pieces: bytes) -> bytes:
+        """Send bytes as they are and read until the server closes the connection."""
+        with self.connect() as connection:
+            for piece in pieces:
+                connection.sendall(piece)
+            return rest(connection)
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All that comes until the other side closes, or breaks off."""
+    received = bytearray()
+    with contextlib.suppress(ConnectionError):
+        while data := connection.recv(1 << 16):
+            received += data
+    return bytes(received)
+
+
+class _Server(Server):
     """Tells when it listens, instead of being asked again and again."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
+    def __init__(self, service: Service, app: ASGIApp) -> None:
+        super().__init__(service, app)
         self.listening = threading.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -70,14 +91,15 @@ def serving(
     model_name: str = "tiny",
     adapters: Mapping[str, Path] | None = None,
     prepare: Callable[[Service], None] | None = None,
+    app: Callable[[Service], ASGIApp] = create_app,
     **limits: Any,
 ) -> Iterator[Running]:
     """Serve until the block ends. Without a model the server is one that still loads it.
 
-    ``limits`` are those of ``EngineLimits``; ``prepare`` gets the service before the first request (to give it bases).
+    ``limits`` are those of ``EngineLimits``; ``prepare`` gets the service before the first request (to give it bases);
+    ``app`` makes the application, that of the server if not given.
     """
-    service = Service(model_name, settings or Settings())
-    engine = None
+    service = Service(model_name, settings or Settings(drain_seconds=2.0))
     if model is not None:
         from gritkit_serve.engine import Engine, EngineLimits
 
@@ -86,8 +108,8 @@ def serving(
         service.attach(engine)
     if prepare is not None:
         prepare(service)
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        server = _Server(uvicorn.Config(create_app(service), log_config=None, lifespan="off"))
+    with contextlib.closing(bind("127.0.0.1", 0)) as listener:
+        server = _Server(service, app(service))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server")
         thread.start()
         try:
@@ -95,8 +117,6 @@ def serving(
             assert server.loop is not None
             yield Running(service, listener.getsockname()[1], server.loop, server)
         finally:
-            if engine is not None:
-                engine.stop(drain_s=0.0)
-            server.should_exit = True
+            server.leave()
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
