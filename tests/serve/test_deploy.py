@@ -1,0 +1,86 @@
+"""Files for those who run the server: the dashboard asks for figures that there are, the commands have options that
+there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+DEPLOY = Path(__file__).resolve().parents[2] / "serve" / "deploy"
+yaml = pytest.importorskip("yaml")
+
+
+def options() -> set[str]:
+    from gritkit_serve.command import app
+
+    command: Any = get_command(app)
+    return {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+
+
+def figures() -> set[str]:
+    """Every name in the text that Prometheus reads, from a server that has done nothing yet."""
+    from gritkit_serve.engine import Load
+    from gritkit_serve.metrics import Metrics, of_load
+
+    metrics = Metrics()
+    load = Load("ready", 0, 0, 0, 0, 0, {"finished": 0}, {"generation": 0.0})
+    metrics.watch(lambda: of_load(load))
+    return set(re.findall(r"^# TYPE (\S+)", metrics.text().decode(), flags=re.MULTILINE))
+
+
+def test_the_dashboard_asks_for_figures_that_there_are() -> None:
+    known = figures()
+    panels = json.loads((DEPLOY / "grafana" / "gritkit.json").read_text())["panels"]
+    asked = {
+        name.removesuffix("_bucket")
+        for panel in panels
+        for target in panel["targets"]
+        for name in re.findall(r"\b(?:gritkit|process)_\w+", target["expr"])
+    }
+    assert len(asked) > 10
+    assert asked <= known
+    boxes = [panel["gridPos"] for panel in panels]
+    cells = [(x, y) for b in boxes for x in range(b["x"], b["x"] + b["w"]) for y in range(b["y"], b["y"] + b["h"])]
+    assert len(cells) == len(set(cells)), "panels overlap"
+
+
+def test_commands_have_options_that_there_are() -> None:
+    unit = (DEPLOY / "gritkit.service").read_text()
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    container = (DEPLOY / "Containerfile").read_text()
+    entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", container, flags=re.MULTILINE)[0])
+    default = json.loads(re.findall(r"^CMD (.*)$", container, flags=re.MULTILINE)[0])
+    start = shlex.split(re.findall(r"^ExecStart=(.*)$", unit, flags=re.MULTILINE)[0])
+    given = [*start, *entry, *default, *compose["services"]["gritkit"]["command"]]
+    used = {word for word in given if word.startswith("--")}
+    assert {"--kb", "--host", "--api-key-file"} <= used <= options()
+
+
+def test_ends_wait_for_the_drain() -> None:
+    from gritkit_serve.settings import Settings
+
+    drain = Settings().drain_seconds
+    unit = (DEPLOY / "gritkit.service").read_text()
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    assert int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, flags=re.MULTILINE)[0]) > drain
+    assert int(compose["services"]["gritkit"]["stop_grace_period"].rstrip("s")) > drain
+
+
+def test_other_files_are_where_the_compose_file_says() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    mounted = [
+        volume.split(":")[0]
+        for service in compose["services"].values()
+        for volume in service.get("volumes", [])
+        if volume.startswith("./")
+    ]
+    assert mounted
+    assert all((DEPLOY / path).exists() for path in mounted)
+    prometheus = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    assert prometheus["scrape_configs"][0]["static_configs"][0]["targets"] == ["gritkit:8000"]
