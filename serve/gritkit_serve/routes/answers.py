@@ -11,7 +11,6 @@ This module knows nothing about HTTP messages or about the shape of a reply.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
@@ -65,7 +64,7 @@ def _seeded(params: SamplingParams, index: int) -> SamplingParams:
     return params if params.seed is None else replace(params, seed=params.seed + index)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Answers:
     """Generations of one request."""
 
@@ -73,8 +72,6 @@ class Answers:
     n: int
     """Answers to each of the prompts; those of one prompt follow each other."""
     call: Call
-    first_text: float | None = None
-    """When the first text came, on ``time.perf_counter``."""
 
     @classmethod
     def start(
@@ -121,7 +118,6 @@ class Answers:
                     raise event
                 else:
                     if isinstance(event, Delta) and event.text:
-                        self.first_text = self.first_text or time.perf_counter()
                         self.call.token()
                     yield index, event
         finally:

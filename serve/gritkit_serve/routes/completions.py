@@ -129,8 +129,16 @@ class _Logprobs:
             offsets.append(self.offset)
             self.offset += len(self._characters.decode(token.raw))
         return CompletionLogprobs(
-            tokens=[token.token for token in tokens],
+            tokens=[_spelled(token) for token in tokens],
             token_logprobs=[logprob_of(token) for token in tokens],
-            top_logprobs=[{other.token: logprob_of(other) for other in token.top} for token in tokens],
+            top_logprobs=[{_spelled(one): logprob_of(one) for one in (*token.top, token)} for token in tokens],
             text_offset=offsets,
         )
+
+
+def _spelled(token: TokenLogprob) -> str:
+    """Its text; of a part of a character its bytes, as the OpenAI API spells them."""
+    try:
+        return token.raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.raw)

@@ -50,7 +50,7 @@ class CompletionLogprobs(Reply):
 
     tokens: list[str]
     token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float]] = Field(description="The likeliest tokens, and the one that was taken.")
     text_offset: list[int] = Field(description="Where each token begins in the answer's text.")
 
 

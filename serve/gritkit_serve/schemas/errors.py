@@ -28,6 +28,7 @@ class ErrorResponse(Reply):
 _REASONS = {
     400: "The request cannot be used; `param` names the field.",
     401: "No API key, or a wrong one.",
+    403: "A server without an API key answers programs of its own machine alone.",
     404: "There is no such model or thing.",
     408: "The body came too slowly.",
     413: "The body is too large.",
@@ -35,6 +36,7 @@ _REASONS = {
     429: "Too much is waiting already; come again after Retry-After.",
     500: "A failure of the server; its log has it under the request's id.",
     503: "The server is starting, draining or restarting its engine; come again after Retry-After.",
+    504: "The request took too long and was cancelled.",
 }
 
 ERRORS: dict[int | str, dict[str, Any]] = {

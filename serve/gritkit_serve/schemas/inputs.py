@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import FailFast, Field
+from pydantic import Field
 
 from gritkit_serve.errors import ParameterError
 from gritkit_serve.schemas.common import Body, Text, either
 from gritkit_serve.settings import Settings
 
-Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1), FailFast()]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)]
 TextOrIds = Annotated[
     Text
-    | Annotated[list[Text], Field(min_length=1), FailFast()]
+    | Annotated[list[Text], Field(min_length=1, fail_fast=True)]
     | Ids
-    | Annotated[list[Ids], Field(min_length=1), FailFast()],
+    | Annotated[list[Ids], Field(min_length=1, fail_fast=True)],
     Field(union_mode="left_to_right"),
     either("a text, a list of texts, a list of token ids, or a list of such lists, none of them empty"),
 ]
