@@ -1,7 +1,8 @@
 """Embedding throughput: gritkit against sentence-transformers at its defaults and at its best batch size.
 
 Same folder of random weights, same texts, each contestant as its user gets it. Vectors are checked equal before any
-figure is reported. Speed does not depend on what the weights are, so no download is needed.
+figure is reported. Speed does not depend on what the weights are, so no download is needed. After the comparison comes
+a profile of what gritkit's own time is.
 
 This module knows nothing about how processes are run or tables are written.
 """
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gritkit.errors import GritkitError, InputError
+from gritkit_eval.bench.embed_profile import described, profile
 from gritkit_eval.bench.harness import Contestant, Running, Timing, interleave
 from gritkit_eval.bench.report import section, table
 
@@ -42,13 +44,16 @@ def run(*, texts: Path | None, num: int, rounds: int, size: str, device: str, pe
         num_tokens = make_model(place / "model", chosen, size)
         rows: list[list[str]] = []
         versions: dict[str, str] = {}
+        profiles = []
         for dtype in ("float32", "bfloat16"):
             rows += _compare(place, dtype, rounds, device, peer_python, num_tokens, versions)
+            profiles.append(profile(place, dtype, rounds, device))
     lengths = f"{len(chosen)} texts, {num_tokens} tokens ({num_tokens / len(chosen):.0f} a text)"
     body = (
         f"Embedding {lengths}, Mistral of {size} random parameters, {device}; median of {rounds} interleaved rounds, "
         "each contestant in its own process.\n\n"
         + table(["weights", "contestant", "tokens/s", "seconds (min - max)", "gritkit is", "vectors differ by"], rows)
+        + f"\n\n{described(profiles)}"
     )
     command = f"gritkit eval bench embed --num {len(chosen)} --rounds {rounds} --size {size} --device {device}"
     return section("bench embed", command, versions, body)
