@@ -51,8 +51,8 @@ class Rates:
         return None if rate is None else amount / rate
 
     def save(self) -> None:
-        """Write what was measured for the next start; a disk that refuses is not worth an error."""
-        if self._changed:
+        """Write what was measured for the next start, but where the folder is gone; a disk that refuses is no error."""
+        if self._changed and self._file.parent.is_dir():
             with contextlib.suppress(OSError):
                 write_atomic(self._file, json.dumps(self._rates).encode())
             self._changed = False

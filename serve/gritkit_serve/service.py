@@ -25,6 +25,7 @@ from gritkit_serve.calls import Call
 from gritkit_serve.errors import HttpError
 from gritkit_serve.metrics import Metrics, of_load
 from gritkit_serve.settings import Settings
+from gritkit_serve.uploads import FileReader
 
 if TYPE_CHECKING:
     from gritkit.model import GritModel
@@ -49,10 +50,13 @@ class Service:
     """Unix time."""
     gate: Gate = field(init=False, repr=False)
     """What every request passes."""
+    files: FileReader = field(init=False, repr=False)
+    """What files of clients are read by."""
     _engine: Engine | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.gate = Gate(self.settings.max_requests)
+        self.files = FileReader(self.settings)
 
     def attach(self, engine: Engine) -> None:
         """The model is loaded."""

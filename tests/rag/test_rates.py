@@ -44,7 +44,7 @@ def test_what_measures_the_call_and_not_the_rate_is_left_out(
 
 
 def test_they_are_kept_for_the_next_start(tmp_path: Path) -> None:
-    file = tmp_path / "there" / "rates.json"
+    file = tmp_path / "rates.json"
     rates = Rates(file)
     rates.measured("prefill", 1000, 2.0)
     rates.measured("disk", 1 << 20, 0.5)
@@ -91,3 +91,10 @@ def test_threads_may_measure_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert rates.seconds("prefill", 100) == pytest.approx(2.0)
+
+
+def test_a_folder_that_was_removed_meanwhile_stays_removed(tmp_path: Path) -> None:
+    rates = Rates(tmp_path / "gone" / "rates.json")
+    rates.measured("prefill", 100, 1.0)
+    rates.save()
+    assert list(tmp_path.iterdir()) == []

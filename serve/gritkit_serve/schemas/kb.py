@@ -24,6 +24,8 @@ MAX_ID_CHARS = 512
 MAX_METADATA_BYTES = 16 << 10
 """As JSON; every chunk of a document carries it."""
 MAX_CONDITIONS = 32
+MAX_ERRORS = 1000
+"""Of one addition that are named; all are counted."""
 MAX_QUESTION_CHARS = 64 << 10
 MAX_LINK_TOKENS = 1024
 
@@ -53,16 +55,17 @@ class NewBase(Body):
 
     name: Name
     chunk_tokens: Annotated[Whole, Field(ge=1)] | None = Field(
-        None, description="Longest chunk of a document, its prompt included; by default 512, or what the model holds."
+        default=None,
+        description="Longest chunk of a document, its prompt included; by default 512, or what the model holds.",
     )
     chunk_overlap: Annotated[Whole, Field(ge=0)] | None = Field(
-        None, description="Tokens that neighbouring chunks share at most."
+        default=None, description="Tokens that neighbouring chunks share at most."
     )
     codec: Literal["exact", "bf16", "int8", "int4"] | None = Field(
-        None, description="How the documents' key-values are kept; int8 by default."
+        default=None, description="How the documents' key-values are kept; int8 by default."
     )
     instruction: Annotated[Text, Field(min_length=1, max_length=4096)] | None = Field(
-        None, description="What queries are embedded with, for models that were trained so; documents get none."
+        default=None, description="What queries are embedded with, for models that were trained so; documents get none."
     )
 
 
@@ -71,11 +74,15 @@ class NewDocument(Body):
 
     text: Text
     id: DocumentId | None = Field(
-        None, description="Unique: a document under a known id takes its place. By default a digest of the text."
+        default=None,
+        description="Unique: a document under a known id takes its place. By default a digest of the text.",
     )
-    metadata: Metadata | None = Field(None, description="What searches can ask for by its first level, with where.")
+    metadata: Metadata | None = Field(
+        default=None, description="What searches can ask for by its first level, with where."
+    )
     kind: Annotated[Text, Field(max_length=64)] | None = Field(
-        None, description="Structure of a long text: text, markdown, html, docx, pdf, or code:python and the like."
+        default=None,
+        description="Structure of a long text: text, markdown, html, docx, pdf, or code:python and the like.",
     )
 
     def document(self) -> Document:
@@ -112,11 +119,15 @@ def check_count(count: int, what: str, settings: Settings) -> None:
 class Retrieval(Body):
     """What is to be found."""
 
-    top_k: Annotated[Whole, Field(ge=1)] | None = Field(None, description="Chunks; 10 of a search, 3 for an answer.")
-    where: Where | None = Field(None, description="Only documents whose metadata has all of these entries.")
-    by: Search | None = Field(None, description="By vectors (dense, the default), words (text), or both (hybrid).")
+    top_k: Annotated[Whole, Field(ge=1)] | None = Field(
+        default=None, description="Chunks; 10 of a search, 3 for an answer."
+    )
+    where: Where | None = Field(default=None, description="Only documents whose metadata has all of these entries.")
+    by: Search | None = Field(
+        default=None, description="By vectors (dense, the default), words (text), or both (hybrid)."
+    )
     rerank: bool | None = Field(
-        None, description="Find four times as many, and keep those that make the query likeliest."
+        default=None, description="Find four times as many, and keep those that make the query likeliest."
     )
 
     def check(self, settings: Settings) -> None:
@@ -124,7 +135,7 @@ class Retrieval(Body):
         if (self.top_k or 0) > settings.max_top_k:
             raise above("top_k", self.top_k, settings.max_top_k)
 
-    def search_options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """As gritkit.rag takes them; what was left out is left to it."""
         return given(top_k=self.top_k, where=self.where, by=self.by, rerank=self.rerank)
 
@@ -139,16 +150,16 @@ class Answering(Retrieval):
     """What an answer reads, and how it comes by it."""
 
     reuse: Literal["auto"] | Reuse | None = Field(
-        None,
+        default=None,
         description="Where the documents' key-values come from: prefix (of this beginning of a prompt), cached (of "
         "each document), linked (cached, with the first tokens of each computed again), off (computed now); auto, "
         "the default, decides. query, query_doc and doc_query are those of the GRIT paper.",
     )
     join: Join | None = Field(
-        None, description="What all documents but the first leave out; by default what was measured to be best."
+        default=None, description="What all documents but the first leave out; by default what was measured to be best."
     )
     link_tokens: Annotated[Whole, Field(ge=1, le=MAX_LINK_TOKENS)] | None = Field(
-        None, description="With reuse=linked: how many tokens of each document are computed again."
+        default=None, description="With reuse=linked: how many tokens of each document are computed again."
     )
 
 
@@ -156,25 +167,30 @@ class AskRequest(Answering):
     """A question."""
 
     question: Asked
-    stream: bool | None = Field(None, description="Send sources, text and answer as server-sent events.")
-    max_tokens: Annotated[Whole, Field(ge=1)] | None = Field(None, description="Tokens of the answer; 256 by default.")
+    stream: bool | None = Field(default=None, description="Send sources, text and answer as server-sent events.")
+    max_tokens: Annotated[Whole, Field(ge=1)] | None = Field(
+        default=None, description="Tokens of the answer; 256 by default."
+    )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="0, the default, takes the likeliest token."
+        default=None, description="0, the default, takes the likeliest token."
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    stop: Stop | None = Field(None, description="Texts that end the answer; they are not part of it.")
+    stop: Stop | None = Field(default=None, description="Texts that end the answer; they are not part of it.")
     seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = Field(
-        None, description="Makes a sampled answer repeatable."
+        default=None, description="Makes a sampled answer repeatable."
     )
 
-    def params(self) -> SamplingParams:
-        """What was left out is as in :meth:`gritkit.rag.Rag.ask`. Raises InputError for a value outside its range."""
+    def params(self, max_new_tokens: int) -> SamplingParams:
+        """What was left out is as in :meth:`gritkit.rag.Rag.ask`, but for ``max_new_tokens``.
+
+        Raises InputError for a value outside its range.
+        """
         return SamplingParams(
             **given(
-                max_new_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, min_p=self.min_p,
-                repetition_penalty=self.repetition_penalty, stop=self.stop, seed=self.seed,
+                max_new_tokens=self.max_tokens or max_new_tokens, temperature=self.temperature, top_p=self.top_p,
+                min_p=self.min_p, repetition_penalty=self.repetition_penalty, stop=self.stop, seed=self.seed,
             )
         )  # fmt: skip
 
@@ -182,7 +198,7 @@ class AskRequest(Answering):
 class ChatKb(Answering):
     """The ``kb`` of a chat: the last message of the user is the question."""
 
-    name: Name
+    name: Text
 
 
 def given(**fields: Any) -> dict[str, Any]:
@@ -202,14 +218,16 @@ class BaseInfo(Reply):
     chunks: int
     bytes: int = Field(description="On disk, key-values included.")
     block_bytes: int = Field(description="Of key-values.")
-    codec: str
-    chunk_tokens: int
-    chunk_overlap: int
-    dim: int = Field(description="Of its vectors.")
-    prompt_format: str
+    codec: str | None = Field(description="Of key-values; this and what follows is null where it cannot be read.")
+    chunk_tokens: int | None
+    chunk_overlap: int | None
+    dim: int | None = Field(description="Of its vectors.")
+    prompt_format: str | None
     instruction: str | None = Field(description="What queries are embedded with.")
     problem: str | None = Field(
-        None, exclude_if=is_none, description="Why it cannot be used now: another model made it, or it is damaged."
+        default=None,
+        exclude_if=is_none,
+        description="Why it cannot be used now: another model made it, or it is damaged.",
     )
 
 
@@ -330,9 +348,9 @@ class ChatSources(Reply):
     """What a chat's answer from a knowledge base stands on. In a stream the first chunk has the sources, the last one
     the rest."""
 
-    sources: list[Passage] | None = Field(None, exclude_if=is_none)
-    dropped: list[Passage] | None = Field(None, exclude_if=is_none)
-    reuse: Reuse | None = Field(None, exclude_if=is_none)
-    reason: str | None = Field(None, exclude_if=is_none)
-    recomputed: int | None = Field(None, exclude_if=is_none)
-    timings: Timings | None = Field(None, exclude_if=is_none)
+    sources: list[Passage] | None = Field(default=None, exclude_if=is_none)
+    dropped: list[Passage] | None = Field(default=None, exclude_if=is_none)
+    reuse: Reuse | None = Field(default=None, exclude_if=is_none)
+    reason: str | None = Field(default=None, exclude_if=is_none)
+    recomputed: int | None = Field(default=None, exclude_if=is_none)
+    timings: Timings | None = Field(default=None, exclude_if=is_none)

@@ -1,0 +1,175 @@
+"""Knowledge bases that are open: each once, as long as somebody uses it or there is room.
+
+Who uses one holds it: it is closed by the last of its users when it is no longer wanted, or not the one any more that
+its folder has (another process may have deleted it, made it anew, or indexed it again with another model). All of them
+share one budget of memory.
+
+Everything here is called from worker threads. This module knows nothing about names that are allowed, turns of writers,
+or clients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gritkit.rag import Rag
+from gritkit.rag.manifest import FILE_NAME
+
+Identity = tuple[int, ...]
+
+
+def identity_of(folder: Path) -> Identity | None:
+    """What tells the knowledge base in a folder from another one there; None where there is none.
+
+    A folder that is a link, or whose manifest is, holds none: it may lead anywhere.
+    """
+    try:
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            return None
+        found = os.lstat(folder / FILE_NAME)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+
+
+class GoneError(Exception):
+    """There is no knowledge base, or not any more."""
+
+
+@dataclass(eq=False)
+class _Open:
+    rag: Rag
+    identity: Identity
+    users: int = 0
+    used: int = 0
+    """When it was asked for last, in uses of all."""
+    wanted: bool = True
+
+
+class OpenBases:
+    """At most ``most`` that nobody uses; ``memory_bytes`` of key-values in memory, shared equally.
+
+    ``open`` opens the one of a name and folder.
+    """
+
+    def __init__(self, open: Callable[[str, Path], Rag], *, most: int, memory_bytes: int) -> None:
+        self._open = open
+        self._most = most
+        self._memory_bytes = memory_bytes
+        self._changed = threading.Condition()
+        self._opening = threading.Lock()
+        self._opened: dict[str, _Open] = {}
+        self._barred: set[str] = set()
+        self._uses = 0
+
+    @contextlib.contextmanager
+    def using(self, name: str, folder: Path) -> Iterator[tuple[Rag, Identity]]:
+        """A base, open for as long as the block takes.
+
+        Raises:
+            GoneError: where there is none. What ``open`` raises.
+        """
+        one = self._taken(name, folder)
+        if one is None:
+            with self._opening:  # one at a time, and each once
+                one = self._taken(name, folder)
+                if one is None:
+                    one = self._admitted(name, folder)
+        try:
+            yield one.rag, one.identity
+        finally:
+            self._left(one)
+
+    def add(self, name: str, folder: Path, rag: Rag) -> None:
+        """One that was just made."""
+        with self._opening:
+            self._left(self._admit(name, _Open(rag, identity_of(folder) or ())))
+
+    @contextlib.contextmanager
+    def barred(self, name: str, *, wait_s: float) -> Iterator[bool]:
+        """Nobody uses a base in the block, and it is closed; False where its users need longer than ``wait_s``."""
+        with self._changed:
+            if name in self._barred:
+                raise GoneError
+            self._barred.add(name)
+            one = self._opened.get(name)
+            free = self._changed.wait_for(lambda: one is None or not one.users, wait_s)
+            if free:
+                self._opened.pop(name, None)
+        try:
+            if free and one is not None:
+                one.rag.close()
+            yield free
+        finally:
+            with self._changed:
+                self._barred.discard(name)
+
+    def close(self) -> None:
+        """All of them; those in use when they are left."""
+        with self._changed:
+            unused = [one for one in [self._dropped(name) for name in list(self._opened)] if one]
+        for one in unused:
+            one.rag.close()
+
+    def _taken(self, name: str, folder: Path) -> _Open | None:
+        """The open one, as its next user; None where it has to be opened."""
+        with self._changed:
+            identity = None if name in self._barred else identity_of(folder)
+            one = self._opened.get(name)
+            if one is not None and one.identity == identity:
+                return self._use(one)
+            unused = self._dropped(name) if one is not None and name not in self._barred else None
+        if unused is not None:
+            unused.rag.close()
+        if identity is None:
+            raise GoneError
+        return None
+
+    def _admitted(self, name: str, folder: Path) -> _Open:
+        identity = identity_of(folder)
+        if identity is None:
+            raise GoneError
+        return self._admit(name, _Open(self._open(name, folder), identity))
+
+    def _admit(self, name: str, one: _Open) -> _Open:
+        """One that was opened, as its first user; others are closed for it."""
+        with self._changed:
+            if name in self._barred:
+                gone = [one]
+            else:
+                self._opened[name] = self._use(one)
+                idle = sorted((other.used, key) for key, other in self._opened.items() if not other.users)
+                spare = [key for _, key in idle[: max(0, len(self._opened) - self._most)]]
+                gone = [other for other in map(self._dropped, spare) if other]
+                for other in self._opened.values():
+                    other.rag.resize(self._memory_bytes // len(self._opened))
+        for other in gone:
+            other.rag.close()
+        if one in gone:
+            raise GoneError
+        return one
+
+    def _use(self, one: _Open) -> _Open:
+        self._uses += 1
+        one.users, one.used = one.users + 1, self._uses
+        return one
+
+    def _dropped(self, name: str) -> _Open | None:
+        """Want one no longer. Returns it where nobody uses it, to be closed."""
+        one = self._opened.pop(name)
+        one.wanted = False
+        return None if one.users else one
+
+    def _left(self, one: _Open) -> None:
+        with self._changed:
+            one.users -= 1
+            last = not one.users and not one.wanted
+            self._changed.notify_all()
+        if last:
+            one.rag.close()
