@@ -23,13 +23,21 @@ from gritkit_serve import errors
 from gritkit_serve.admission import Admission
 from gritkit_serve.limits import BodyLimits
 from gritkit_serve.observing import Observing
-from gritkit_serve.routes import health, page
+from gritkit_serve.routes import chat, completions, embeddings, health, kb, kb_documents, models, page, rerank, tokenize
 from gritkit_serve.security import Guard
 from gritkit_serve.service import Service
 
 ROUTERS = (
     health.router,
     page.router,
+    chat.router,
+    completions.router,
+    embeddings.router,
+    rerank.router,
+    models.router,
+    tokenize.router,
+    kb.router,
+    kb_documents.router,
 )  # fmt: skip
 PUBLIC = re.compile(r"/|/health|/ready|/static/.*", re.DOTALL)
 """What is read without a key: whether the server lives, and the page, which has no data and asks for the key."""
