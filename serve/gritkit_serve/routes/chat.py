@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``: a conversation, and the assistant's answers.
+"""``/v1/chat/completions``: a conversation, maybe a knowledge base, and the assistant's answers.
 
 This module knows nothing about threads, templates or stores.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -16,7 +16,10 @@ from fastapi import APIRouter, Response
 from gritkit.generation import decoder
 from gritkit.generation.params import Completion, Delta, TokenLogprob
 from gritkit.generation.sampling import Constraint
+from gritkit.prompts import Message
 from gritkit_serve.engine import Engine
+from gritkit_serve.kb_answers import MAX_NEW_TOKENS
+from gritkit_serve.kb_chat import Retrieved, retrieve_for_chat
 from gritkit_serve.routes.answers import (
     Answers,
     adapter_of,
@@ -42,6 +45,7 @@ from gritkit_serve.schemas.chat import (
     TextFormat,
     TopLogprob,
 )
+from gritkit_serve.schemas.kb import ChatSources
 from gritkit_serve.service import CallDep, Service, ServiceDep
 
 router = APIRouter(tags=["OpenAI"])
@@ -52,24 +56,40 @@ async def chat_completions(body: ChatRequest, service: ServiceDep, call: CallDep
     """The assistant's answers to a conversation, whole or as events."""
     body.check(service.settings)
     adapter, n = adapter_of(service, body.model), body.n or 1
-    requests = await service.engine.call(lambda: _requests(body, service))
+    retrieved = await _retrieved(body, service, adapter)
+    requests = await service.engine.call(lambda: _requests(body, service, retrieved))
     answers = Answers.start(service, requests, n=n, adapter=adapter, salt=salt_of(call, body), call=call)
     head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": body.model or service.model_name}
-    reply = _Reply(head, answers, with_logprobs=bool(body.logprobs))
+    reply = _Reply(head, answers, retrieved, with_logprobs=bool(body.logprobs))
     if body.stream:
         return EventStream(reply.chunks(include_usage=body.include_usage), request_id=call.id, close=answers.cancel)
     return json_reply(reply.whole(await answers.finished()))
 
 
-def _requests(body: ChatRequest, service: Service) -> list[decoder.Request]:
+async def _retrieved(body: ChatRequest, service: Service, adapter: str | None) -> Retrieved | None:
+    """What the answer is to be read from, where a knowledge base was named."""
+    if body.base is None:
+        return None
+    params = body.params(body.longest or MAX_NEW_TOKENS)
+    return await retrieve_for_chat(service, body.base, _messages(body), params, adapter=adapter)
+
+
+def _requests(body: ChatRequest, service: Service, retrieved: Retrieved | None) -> list[decoder.Request]:
     """Prompt and constraint of every answer."""
-    tokens, n = service.model.tokens, body.n or 1
-    ids = tokens.chat_prompt([message.message() for message in body.messages])
-    asked = body.max_completion_tokens or body.max_tokens
-    room = room_for(service, ids, asked, service.settings.default_max_tokens)
-    top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    first = decoder.Request(ids, body.params(room), top_logprobs=top_logprobs)
-    return requests_of(first, n, _constraints(body, service.engine, n))
+    n = body.n or 1
+    if retrieved is not None:
+        request = retrieved.request
+    else:
+        ids = service.model.tokens.chat_prompt(_messages(body))
+        room = room_for(service, ids, body.longest, service.settings.default_max_tokens)
+        request = decoder.Request(ids, body.params(room))
+    if body.logprobs:
+        request = replace(request, top_logprobs=body.top_logprobs or 0)
+    return requests_of(request, n, _constraints(body, service.engine, n))
+
+
+def _messages(body: ChatRequest) -> list[Message]:
+    return [message.message() for message in body.messages]
 
 
 def _constraints(body: ChatRequest, engine: Engine, n: int) -> list[Constraint]:
@@ -87,6 +107,7 @@ class _Reply:
 
     head: dict[str, Any]
     answers: Answers
+    retrieved: Retrieved | None
     with_logprobs: bool
 
     def whole(self, completions: Sequence[Completion]) -> ChatCompletion:
@@ -100,17 +121,21 @@ class _Reply:
             )
             for index, completion in enumerate(completions)
         ]
-        return ChatCompletion(**self.head, choices=choices, usage=self.answers.usage(completions))
+        usage = self.answers.usage(completions)
+        about = None if self.retrieved is None else self.retrieved.whole(self.answers.call)
+        return ChatCompletion(**self.head, choices=choices, usage=usage, gritkit=about)
 
     async def chunks(self, *, include_usage: bool) -> Events:
         """The same as events."""
         dropped = None if include_usage else {"usage"}  # null in all chunks but the last, as in the OpenAI API
 
-        def chunk(choice: ChatChunkChoice) -> bytes:
-            return event(ChatChunk(**self.head, choices=[choice]).model_dump_json(exclude=dropped))
+        def chunk(choice: ChatChunkChoice, about: ChatSources | None = None) -> bytes:
+            return event(ChatChunk(**self.head, choices=[choice], gritkit=about).model_dump_json(exclude=dropped))
 
-        for index in range(len(self.answers.generations)):
-            yield chunk(ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content="")))
+        num_answers = len(self.answers.generations)
+        for index in range(num_answers):
+            about = self.retrieved.sources() if self.retrieved is not None and index == 0 else None
+            yield chunk(ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content="")), about)
         completions: dict[int, Completion] = {}
         async with aclosing(self.answers.events()) as events:
             async for index, happened in events:
@@ -119,8 +144,9 @@ class _Reply:
                     yield chunk(ChatChunkChoice(index=index, delta=delta, logprobs=logprobs))
                 else:
                     completions[index] = happened.completion
-                    reason = finish_reason(happened.completion)
-                    yield chunk(ChatChunkChoice(index=index, delta=ChatDelta(), finish_reason=reason))
+                    reason, all_ended = finish_reason(happened.completion), len(completions) == num_answers
+                    about = self.retrieved.outcome(self.answers.call) if self.retrieved and all_ended else None
+                    yield chunk(ChatChunkChoice(index=index, delta=ChatDelta(), finish_reason=reason), about)
         usage = self.answers.usage([completions[index] for index in sorted(completions)])
         if include_usage:
             yield event(ChatChunk(**self.head, choices=[], usage=usage).model_dump_json())

@@ -1,6 +1,6 @@
 """``/v1/chat/completions``: messages in, an assistant's message out, whole or in chunks.
 
-The forms are those of the OpenAI API.
+The forms are those of the OpenAI API. With ``kb`` the answer is one from a knowledge base.
 
 This module knows nothing about prompts, engines or stores.
 """
@@ -14,7 +14,19 @@ from pydantic import BeforeValidator, Field
 
 from gritkit.prompts import Message
 from gritkit_serve.errors import ParameterError
-from gritkit_serve.schemas.common import Body, ModelField, Refused, Reply, Text, Usage, Whole, above, either, is_none
+from gritkit_serve.schemas.common import (
+    Body,
+    ModelField,
+    Refused,
+    Reply,
+    Text,
+    Usage,
+    Whole,
+    above,
+    either,
+    is_none,
+)
+from gritkit_serve.schemas.kb import ChatKb, ChatSources, Name
 from gritkit_serve.schemas.sampling import FinishReason, Sampling
 from gritkit_serve.settings import Settings
 
@@ -37,10 +49,7 @@ class TextPart(Body):
     text: Text
 
 
-Content = Annotated[
-    Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024)],
-    either('a text, or a list of at least one {"type": "text", "text": ...}'),
-]
+Content = Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
 
 
 def _known_role(role: object) -> object:
@@ -106,12 +115,15 @@ class JsonSchemaFormat(Body):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
+Kb = Annotated[Name | ChatKb, either("the name of a knowledge base, or an object with its name and options")]
+
+
 class ChatRequest(ModelField, Sampling):
     """What an assistant is to answer."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[Whole, Field(ge=1)] | None = Field(
-        None, description="Tokens of the answer; by default at most 1024, as this server is set."
+        None, description="Tokens of the answer; 1024 by default, or as this server is set; 256 with kb."
     )
     max_tokens: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="An older name of max_completion_tokens."
@@ -121,6 +133,7 @@ class ChatRequest(ModelField, Sampling):
         None, description="With logprobs: send the likeliest tokens at every place, too."
     )
     response_format: ResponseFormat | None = None
+    kb: Kb | None = Field(None, description="Extension: answer the last message from this knowledge base.")
     modalities: Annotated[Any, Refused("this model writes text alone", ["text"], [])] = None
     audio: Annotated[Any, Refused("this model writes text alone")] = None
     tools: Annotated[Any, Refused(_NO_TOOLS, [])] = None
@@ -130,7 +143,7 @@ class ChatRequest(ModelField, Sampling):
     prediction: Annotated[Any, Refused("leave it out")] = None
     reasoning_effort: Annotated[Any, Refused("this model has no separate reasoning", "none")] = None
     verbosity: Annotated[Any, Refused("say in a message how long the answer should be", "medium")] = None
-    web_search_options: Annotated[Any, Refused("this server fetches nothing")] = None
+    web_search_options: Annotated[Any, Refused("this server fetches nothing, use kb")] = None
 
     def check(self, settings: Settings) -> None:
         """Raises ParameterError for fields that contradict each other or pass a limit of this server."""
@@ -142,6 +155,16 @@ class ChatRequest(ModelField, Sampling):
             raise above("top_logprobs", self.top_logprobs, settings.max_top_logprobs)
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ParameterError("max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
+
+    @property
+    def base(self) -> ChatKb | None:
+        """The knowledge base and its options, also where the name was given alone."""
+        return ChatKb.model_validate({"name": self.kb}) if isinstance(self.kb, str) else self.kb
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of an answer, under either name."""
+        return self.max_completion_tokens or self.max_tokens
 
 
 # -- response ------------------------------------------------------------------------------------------------------
@@ -194,6 +217,9 @@ class ChatCompletion(Reply):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    gritkit: ChatSources | None = Field(
+        None, exclude_if=is_none, description="With kb alone: what the answer stands on."
+    )
 
 
 class ChatDelta(Reply):
@@ -221,3 +247,6 @@ class ChatChunk(Reply):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = Field(None, description="Null but in the last chunk; there with include_usage alone.")
+    gritkit: ChatSources | None = Field(
+        None, exclude_if=is_none, description="With kb alone: first the sources, with the answer's end the rest."
+    )
