@@ -11,6 +11,7 @@ Shapes: T tokens of the row, K positions whose logits are wanted, H hidden size,
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,9 +93,15 @@ class Backbone:
         kinds = self.layer_types or ["sliding_attention"] * self.num_layers
         return tuple(None if kind == "full_attention" else self.sliding_window for kind in kinds)
 
-    def hidden(self, ids_T: Tensor, positions_T: Tensor, plan: Plan) -> Tensor:
-        """Last hidden states [T, H] of a packed row."""
-        out = self._pass(self.base.get_decoder(), ids_T, positions_T, plan)
+    def hidden(self, ids_T: Tensor, positions_T: Tensor, plan: Plan, *, layers: int | None = None) -> Tensor:
+        """Last hidden states [T, H] of a packed row; with ``layers`` only the first so many run, then the final norm.
+
+        Raises:
+            UnsupportedModelError: where the layers are not one list that could be shorter.
+        """
+        decoder = self.base.get_decoder()
+        module = decoder if layers is None else first_layers(decoder, self.num_layers, layers)
+        out = self._pass(module, ids_T, positions_T, plan, layers)
         states: Tensor = out.last_hidden_state[0]
         return states
 
@@ -136,8 +143,11 @@ class Backbone:
         """The decoder's rotary embedding. Raises UnsupportedModelError where it has none that can be moved."""
         return Rope(self.base.get_decoder(), self.num_layers, self.layer_types)
 
-    def _pass(self, module: Any, ids_T: Tensor, positions_T: Tensor, plan: Plan, **options: Any) -> Any:
-        """One forward pass of the packed row, after which every layer must have attended by the plan."""
+    def _pass(
+        self, module: Any, ids_T: Tensor, positions_T: Tensor, plan: Plan, layers: int | None = None, **options: Any
+    ) -> Any:
+        """One forward pass of the packed row, after which every layer (of the first ``layers``) must have attended by
+        the plan."""
         forward = functools.partial(
             module,
             input_ids=ids_T[None],
@@ -148,15 +158,32 @@ class Backbone:
             **options,
         )
         out = forward() if self.run is None else self.run(forward)
-        self._check(plan)
+        self._check(plan, layers or self.num_layers)
         return out
 
-    def _check(self, plan: Plan) -> None:
-        if len(plan.layers_run) != self.num_layers:
+    def _check(self, plan: Plan, num_layers: int) -> None:
+        if len(plan.layers_run) != num_layers:
             raise UnsupportedModelError(
-                f"{type(self.base).__name__}: the attention plan reached {len(plan.layers_run)} of {self.num_layers} "
+                f"{type(self.base).__name__}: the attention plan reached {len(plan.layers_run)} of {num_layers} "
                 "layers, so this architecture (or something that changed its attn_implementation) does not honour it"
             )
+
+
+def first_layers(decoder: nn.Module, num_layers: int, kept: int) -> nn.Module:
+    """The decoder as if it had only its first ``kept`` layers: a shallow copy with the same modules but for a shorter
+    list of layers. The decoder itself stays as it is, for whoever runs it meanwhile.
+
+    Raises:
+        UnsupportedModelError: where its ``num_layers`` layers are not one list.
+    """
+    lists = {name: part for name, part in decoder.named_children() if isinstance(part, nn.ModuleList)}
+    found = [name for name, part in lists.items() if len(part) == num_layers]
+    if len(found) != 1:
+        raise UnsupportedModelError(f"{type(decoder).__name__} has no one list of {num_layers} layers to be cut short")
+    view = copy.copy(decoder)
+    view._modules = {**decoder._modules, found[0]: lists[found[0]][:kept]}
+    view.__dict__.pop("forward", None)  # accelerate puts one there that runs the whole decoder (device_map)
+    return view
 
 
 @dataclass(frozen=True)

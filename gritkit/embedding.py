@@ -45,9 +45,9 @@ def pool_texts(hidden_TH: Tensor, batch: Batch, pooling: Pooling) -> Tensor:
     return pool(hidden_TH, lengths_S.to(hidden_TH.device), mask_T, pooling)
 
 
-def embed_row(backbone: Backbone, batch: Batch, config: EmbeddingConfig) -> Tensor:
+def embed_row(backbone: Backbone, batch: Batch, config: EmbeddingConfig, *, layers: int | None = None) -> Tensor:
     """One packed row -> pooled vectors [S, H], at least fp32, not normalised; gradients flow."""
-    hidden_TH = backbone.hidden(batch.ids_T, batch.positions_T, batch_plan(batch, config))
+    hidden_TH = backbone.hidden(batch.ids_T, batch.positions_T, batch_plan(batch, config), layers=layers)
     return pool_texts(hidden_TH, batch, config.pooling)
 
 
@@ -59,13 +59,14 @@ def embed_sequences(
     *,
     budget: int,
     dim: int | None = None,
+    layers: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Unit vectors [n, dim or H], fp32 on the CPU, in the order of the sequences."""
+    """Unit vectors [n, dim or H], fp32 on the CPU, in the order of the sequences; from the first ``layers`` layers."""
     vectors = torch.empty(len(sequences), dim or backbone.hidden_size)
     for row in rows_of([len(sequence) for sequence in sequences], budget):
         batch = pack([sequences[i] for i in row]).to(backbone.device)
-        vectors[row] = unit(embed_row(backbone, batch, config)[:, :dim]).float().cpu()
+        vectors[row] = unit(embed_row(backbone, batch, config, layers=layers)[:, :dim]).float().cpu()
         if progress is not None:
             progress(len(row))
     return vectors

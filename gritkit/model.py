@@ -219,6 +219,7 @@ class GritModel(nn.Module):
         role: Role = "passage",
         instruction: str | None = None,
         dim: int | None = None,
+        layers: int | None = None,
         max_length: int | None = None,
         truncate: bool = False,
         progress: bool = False,
@@ -226,22 +227,25 @@ class GritModel(nn.Module):
         """Unit vectors of texts, float32 [n, dim]; a single str gives [dim]. A generator is consumed in chunks.
 
         ``instruction`` tells what the vectors are for and is left out of the mean. ``dim`` keeps the first dimensions
-        and normalises again (for Matryoshka-trained models). A text that is too long is refused unless ``truncate``.
+        and normalises again (for Matryoshka-trained models). ``layers`` runs only the first so many and the final norm,
+        for models trained to be read there (2D Matryoshka; Li et al. 2024, arXiv 2402.14776). A text that is too long
+        is refused unless ``truncate``.
 
         Raises:
             InputError: naming the text's index, for what cannot be embedded (empty, too long, no valid Unicode).
         """
         if isinstance(texts, str):
             one = self.embed(
-                [texts], role=role, instruction=instruction, dim=dim, max_length=max_length, truncate=truncate
-            )
+                [texts], role=role, instruction=instruction, dim=dim, layers=layers, max_length=max_length,
+                truncate=truncate,
+            )  # fmt: skip
             vector: Vectors = one[0]
             return vector
-        dim = self._dim(dim)
+        dim, layers = self._dim(dim), self._layers(layers)
         parts = []
         with _bar(progress, texts) as bar:
             for sequences in self._chunks(texts, role, instruction, max_length, truncate):
-                parts.append(self.embed_tokens(sequences, dim=dim, progress=bar.update))
+                parts.append(self.embed_tokens(sequences, dim=dim, layers=layers, progress=bar.update))
         return np.concatenate(parts) if parts else np.zeros((0, dim), dtype=np.float32)
 
     def read(
@@ -271,11 +275,18 @@ class GritModel(nn.Module):
         return (np.concatenate(parts) if parts else np.zeros((0, dim), dtype=np.float32)), caches
 
     def embed_tokens(
-        self, sequences: Sequence[TokenSeq], *, dim: int | None = None, progress: Progress | None = None
+        self,
+        sequences: Sequence[TokenSeq],
+        *,
+        dim: int | None = None,
+        layers: int | None = None,
+        progress: Progress | None = None,
     ) -> Vectors:
         """:meth:`embed` for texts that are tokenised already; ``progress`` is told how many are done."""
-        budget, config = self._row_tokens, self.embedding_config
-        vectors = embed_sequences(self._backbone, sequences, config, budget=budget, dim=dim, progress=progress)
+        vectors = embed_sequences(
+            self._backbone, sequences, self.embedding_config, budget=self._row_tokens, dim=dim,
+            layers=self._layers(layers), progress=progress,
+        )  # fmt: skip
         result: Vectors = vectors.numpy()
         return result
 
@@ -317,6 +328,11 @@ class GritModel(nn.Module):
         if dim is not None and not 1 <= dim <= self.dim:
             raise InputError(f"dim={dim} must be between 1 and {self.dim}")
         return dim or self.dim
+
+    def _layers(self, layers: int | None) -> int | None:
+        if layers is not None and not 1 <= layers <= self._backbone.num_layers:
+            raise InputError(f"layers={layers} must be between 1 and {self._backbone.num_layers}")
+        return layers
 
     # -- generation ----------------------------------------------------------------------------------------------
 

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gritkit.backbone import first_layers
 from gritkit.config import EmbeddingConfig
 from gritkit.embedding import embed_sequences
-from gritkit.errors import InputError
+from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.tokens import sequence
-from tests.models import CONTEXT, TEXTS, grit_model, shared_model
+from tests.models import ARCHITECTURES, CONTEXT, TEXTS, WINDOW, grit_model, language_model, shared_model
+from tests.padded import additive, pooled, seen_by
 
 
 @settings(max_examples=20, deadline=None)
@@ -144,3 +149,104 @@ def test_instructions_are_left_out_of_the_mean() -> None:
         hidden = model.lm.get_decoder()(input_ids=torch.from_numpy(ids.ids)[None]).last_hidden_state[0]
     mean = hidden[-len(model.tokens.encode(TEXTS[0])) :].mean(0)
     np.testing.assert_allclose(instructed, (mean / mean.norm()).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama", {"embedding_attention": "bidirectional"}),
+        ("llama", {"embedding_attention": "causal"}),
+        ("mistral_window", {"embedding_attention": "bidirectional", "embedding_window": "exclusive"}),
+        ("mistral_window", {"embedding_attention": "causal"}),
+        ("qwen3", {"embedding_attention": "bidirectional"}),
+    ],
+)
+def test_first_layers_are_what_transformers_has_there_under_the_final_norm(
+    name: str, changes: dict[str, Any], pooling: str
+) -> None:
+    """The state after layer k of plain transformers, alone and unpacked, normed and pooled by hand."""
+    model = grit_model(name, prompt_format="grit", pooling=pooling, **changes)
+    plain = language_model(name)
+    num_layers, window = plain.config.num_hidden_layers, WINDOW if name == "mistral_window" else None
+    sequences = model.tokens.to_embed(list(TEXTS), "passage", None, CONTEXT, truncate=False)
+    wanted = np.zeros((num_layers, len(TEXTS), model.dim))
+    for row, text in enumerate(sequences):
+        seen = seen_by(len(text), changes["embedding_attention"] == "causal", window, "exclusive")
+        with torch.no_grad():
+            out = plain.get_decoder()(
+                input_ids=torch.from_numpy(text.ids)[None], attention_mask=additive(seen[None, None], torch.float32),
+                output_hidden_states=True, use_cache=False,
+            )  # fmt: skip
+            for layers in range(1, num_layers + 1):
+                state = out.hidden_states[layers][0]
+                if layers < num_layers:  # transformers norms the last one itself
+                    state = plain.get_decoder().norm(state)
+                wanted[layers - 1, row] = pooled(state, text.pool_mask.tolist(), pooling).numpy()
+    for layers in range(1, num_layers + 1):
+        np.testing.assert_allclose(model.embed(list(TEXTS), layers=layers), wanted[layers - 1], atol=1e-6)
+    assert np.abs(wanted[0] - wanted[-1]).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_all_layers_are_the_whole_model_and_fewer_are_fewer(name: str) -> None:
+    model = grit_model(name)
+    whole = model.embed(list(TEXTS))
+    assert np.array_equal(model.embed(list(TEXTS), layers=3), whole)
+    ran: list[int] = []
+    for module in model.modules():
+        if hasattr(module, "layer_idx") and type(module).__name__.endswith("Attention"):
+            module.register_forward_hook(lambda at, *_: ran.append(at.layer_idx))
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for layers in (1, 2):
+        ran.clear()
+        cut = model.embed(list(TEXTS), layers=layers)
+        assert ran == list(range(layers))
+        assert np.abs(cut - whole).max() > 1e-2
+        assert np.array_equal(
+            model.embed(TEXTS[0], layers=layers, dim=8), model.embed([TEXTS[0]], layers=layers, dim=8)[0]
+        )
+    assert np.array_equal(model.embed(list(TEXTS)), whole)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+
+
+def test_layers_that_are_not_there_are_refused() -> None:
+    model = shared_model()
+    sequences = model.tokens.to_embed(["x"], "passage", None, CONTEXT, truncate=False)
+    for layers in (0, -1, 4):
+        for call in (lambda n: model.embed([], layers=n), lambda n: model.embed_tokens(sequences, layers=n)):
+            with pytest.raises(InputError, match=f"layers={layers} must be between 1 and 3"):
+                call(layers)
+    with pytest.raises(UnsupportedModelError, match="LlamaModel has no one list of 7 layers"):
+        first_layers(model.lm.get_decoder(), 7, 1)
+
+
+def test_threads_read_different_layers_of_one_model() -> None:
+    model = grit_model("mistral_window")
+    depths: list[int | None] = [1, 2, 3, None]
+    wanted = {depth: model.embed(list(TEXTS), layers=depth) for depth in depths}
+    wrong: list[int | None] = []
+    start = threading.Barrier(len(depths))
+
+    def work(depth: int | None) -> None:
+        start.wait(60)
+        for _ in range(30):
+            if not np.allclose(model.embed(list(TEXTS), layers=depth), wanted[depth], atol=1e-6):
+                wrong.append(depth)
+
+    threads = [threading.Thread(target=work, args=(depth,)) for depth in depths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not wrong
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_first_layers_under_accelerates_hooks() -> None:
+    """``device_map`` gives modules a forward of their own, which runs all that they had when it was made."""
+    model = grit_model("llama")
+    wanted = model.embed(list(TEXTS), layers=1)
+    for module in model.lm.get_decoder().modules():
+        add_hook_to_module(module, ModelHook())
+    assert np.array_equal(model.embed(list(TEXTS), layers=1), wanted)

@@ -63,9 +63,11 @@ def test_every_source_and_format_gives_the_vectors(
 
 
 def test_options_reach_the_model(run: Run, model: GritModel) -> None:
-    flags = ["--role", "query", "--instruction", "Find it", "--dim", "8", "--max-length", "50", "--truncate"]
-    result = run("embed", "word " * 50, *flags, "--format", "npy")
-    expected = model.embed(["word " * 50], role="query", instruction="Find it", dim=8, max_length=50, truncate=True)
+    flags = ["--role", "query", "--instruction", "Find it", "--dim", "8", "--layers", "1", "--max-length", "50"]
+    result = run("embed", "word " * 50, *flags, "--truncate", "--format", "npy")
+    expected = model.embed(
+        ["word " * 50], role="query", instruction="Find it", dim=8, layers=1, max_length=50, truncate=True
+    )
     assert np.array_equal(np.load(io.BytesIO(result.stdout)), expected)
 
 
@@ -147,6 +149,7 @@ def test_what_cannot_be_embedded_is_one_line(
         (["a", "--file", "in"], 2, "not both"),
         (["a", "--jsonl-field", "text"], 2, "--jsonl-field"),
         (["a", "--dim", "99"], 1, "dim=99"),
+        (["a", "--layers", "99"], 1, "layers=99"),
         (["a", "--dtype", "float7"], 1, "float7"),
         (["a", "--device", "nonsense"], 1, "nonsense"),
         (["a", "--prompt-format", "nonsense"], 1, "nonsense"),
