@@ -144,10 +144,15 @@ export function timingFigures({ search, load, first_token: first, total }) {
 /** "24 tokens written, 310 of 322 read from the cache" of an answer's usage. */
 export function usageText(usage) {
   if (!usage) return "";
-  const cached = usage.prompt_tokens_details?.cached_tokens ?? usage.cached_tokens ?? 0;
+  const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
   const read = `${counted(usage.prompt_tokens, "token")} read`;
   const written = `${counted(usage.completion_tokens, "token")} written`;
   return cached ? `${read}, ${cached} of them from the cache · ${written}` : `${read} · ${written}`;
+}
+
+/** What is to be said about passages that were found and not read; "" where there are none. */
+export function droppedText(dropped) {
+  return dropped?.length ? `${counted(dropped.length, "passage")} more had no room.` : "";
 }
 
 /** What is to be said about how an answer ended; "" for one that ended by itself. */

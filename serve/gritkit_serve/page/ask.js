@@ -1,7 +1,7 @@
 // Questions to one knowledge base: answers stream in, newest first, each with its sources beside it.
 
 import { stream } from "./api.js";
-import { endingText, legend, reuseBadge, sourceList, timingFigures, usageText } from "./answers.js";
+import { droppedText, endingText, legend, reuseBadge, sourceList, timingFigures, usageText } from "./answers.js";
 import { announce, byId, counted, el, errorNote, swap } from "./dom.js";
 
 const form = byId("ask-form");
@@ -85,7 +85,12 @@ async function receive(events, card, question) {
   for await (const { event, data } of events) {
     if (event === "sources") {
       sources = sourceList(data.sources, question);
-      card.right.append(el("h4", {}, counted(data.sources.length, "source")), legend(), sources.list);
+      card.right.append(
+        el("h4", {}, counted(data.sources.length, "source")),
+        legend(),
+        sources.list,
+        el("p", { className: "quiet" }, droppedText(data.dropped)),
+      );
     } else if (event === "delta") {
       card.reply.append(data.text);
     } else if (event === "answer") {

@@ -77,13 +77,14 @@ function show(name) {
   if (hadFocus) byId("bases").querySelector("[aria-current=true]")?.focus();
   byId("bases-none").hidden = bases.length > 0;
   byId("base-title").textContent = base ? base.name : "Add documents";
-  byId("base-figures").textContent = base ? `${figures(base)} · key-values as ${base.codec}` : "";
+  byId("base-figures").textContent = base ? (base.problem ?? `${figures(base)} · key-values as ${base.codec}`) : "";
   byId("base-delete").hidden = !base;
   byId("contents").hidden = !base?.documents;
   changed(bases, base ?? null);
 }
 
-function figures({ documents, chunks, bytes }) {
+function figures({ documents, chunks, bytes, problem }) {
+  if (problem) return "cannot be used";
   if (!documents) return "empty";
   return [counted(documents, "document"), counted(chunks, "part"), sized(bytes)].join(" · ");
 }
@@ -217,18 +218,18 @@ async function listContents(more = false) {
   const list = byId("contents-list");
   const query = new URLSearchParams({ limit: PAGE, ...(more ? { after: last } : {}) });
   try {
-    const { data } = await request("GET", path(name, `/documents?${query}`));
+    const { data, has_more: hasMore } = await request("GET", path(name, `/documents?${query}`));
     if (name !== chosen) return;
     if (!more) list.replaceChildren();
     list.append(...data.map(contentsItem));
     last = data.at(-1)?.id;
-    byId("contents-more").hidden = data.length < PAGE;
+    byId("contents-more").hidden = !hasMore;
   } catch (error) {
     list.replaceChildren(el("li", {}, errorNote(error, listContents)));
   }
 }
 
-function contentsItem({ id }) {
+function contentsItem({ id, chunks }) {
   const remove = async () => {
     try {
       await request("DELETE", path(chosen, "/documents"), { ids: [id] });
@@ -244,6 +245,7 @@ function contentsItem({ id }) {
   };
   const button = el("button", { type: "button", className: "plain", ariaLabel: `Remove ${id}` }, "Remove");
   button.addEventListener("click", remove);
-  const item = el("li", {}, el("span", { className: "source-name", dir: "auto" }, id), button);
+  const quiet = el("span", { className: "quiet" }, counted(chunks, "part"));
+  const item = el("li", {}, el("span", { className: "source-name", dir: "auto" }, id), quiet, button);
   return item;
 }

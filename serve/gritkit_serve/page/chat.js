@@ -2,7 +2,7 @@
 // Knows nothing about what knowledge bases hold.
 
 import { stream } from "./api.js";
-import { endingText, legend, reuseBadge, sourceList, timingFigures, usageText } from "./answers.js";
+import { droppedText, endingText, legend, reuseBadge, sourceList, timingFigures, usageText } from "./answers.js";
 import { announce, byId, counted, el, errorNote, swap } from "./dom.js";
 
 const log = byId("chat-log");
@@ -119,7 +119,14 @@ async function receive(events, turn, message) {
     if (found.sources && !sources) {
       sources = sourceList(found.sources, message);
       turn.after.append(
-        el("details", {}, el("summary", {}, counted(found.sources.length, "source")), legend(), sources.list),
+        el(
+          "details",
+          {},
+          el("summary", {}, counted(found.sources.length, "source")),
+          legend(),
+          sources.list,
+          el("p", { className: "quiet" }, droppedText(found.dropped)),
+        ),
       );
     }
     if (following) turn.answer.scrollIntoView({ block: "end" });

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.serve.page.browsing import BEAVERS, Visits, ask, drop, go
+from tests.serve.serving import Running
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_first_visitor_drops_a_file_asks_and_sees_the_answer_with_its_source(empty: Running, visit: Visits) -> None:
+    page = visit(empty.url)
+    go(page, "documents")
+    assert page.inner_text("#bases-none").startswith("None yet.")
+    assert page.is_disabled("#ask-send")
+
+    drop(page, ("beavers.txt", BEAVERS))
+    page.wait_for_selector("#report .good")
+    assert page.inner_text("#report") == "Done: 1 added."
+    assert page.inner_text("#bases li").startswith("documents\n1 document · 1 part · ")
+    with empty.client() as client:
+        assert [one["id"] for one in client.get("/v1/kb/documents/documents").json()["data"]] == ["beavers.txt"]
+
+    question = "What do beavers build?"
+    ask(page, question)
+    card = page.locator("#answers article")
+    assert card.locator("h3").inner_text() == question
+    assert card.locator(".source-name").all_inner_texts() == ["beavers.txt"]
+    assert card.locator(".passage").text_content() == BEAVERS
+    assert card.locator("mark.asked", has_not_text="words").all_inner_texts() == ["Beavers", "build"]
+    assert re.fullmatch(r"Search\n[\d.]+ m?s\nLoad\n[\d.]+ m?s\nFirst token\n[\d.]+ m?s\nTotal\n[\d.]+ m?s",
+                        card.locator(".figures").inner_text())  # fmt: skip
+    with empty.client() as client:
+        same = client.post("/v1/kb/documents/ask", json={"question": question, "max_tokens": 12}).json()
+    assert card.locator(".reply").text_content() == same["text"]
+
+
+def test_a_badge_tells_cached_key_values_from_computed_ones(filled: Running, visit: Visits) -> None:
+    page = visit(filled.url + "#documents")
+    page.wait_for_selector("#bases li")
+    badge = page.locator("#answers article:first-child .badge")
+    ask(page, "What hunts fish?", reuse="cached")
+    assert badge.inner_text() == "Key-values cached"
+    ask(page, "What hunts fish?", reuse="off")
+    assert badge.inner_text() == "Key-values computed for this answer"
+    assert page.locator("#answers article:first-child .sources li").count() == 3
+    assert page.locator("#answers article").count() == 2
+
+
+def test_indexing_shows_its_progress_and_what_was_not_taken(empty: Running, visit: Visits) -> None:
+    page = visit(empty.url + "#documents")
+    page.wait_for_selector(".dot.good")
+    page.evaluate("""() => {
+        window.seen = [];
+        new MutationObserver(() => seen.push(document.getElementById("indexing-text").textContent))
+            .observe(document.getElementById("indexing"), { subtree: true, childList: true, characterData: true });
+    }""")
+    drop(page, ("good.txt", "One text."), ("empty.txt", " "), ("other.txt", "Another text."))
+    page.wait_for_selector("#report .note")
+    seen = page.evaluate("seen")
+    assert seen[0] == "Sending 3 files…"
+    assert seen[-1] == "Read 3 of 3 documents"
+    assert page.inner_text("#report p") == "Done: 2 added, 1 not taken."
+    assert page.inner_text("#report li").startswith("empty.txt: ")
+    assert page.is_hidden("#indexing")
+
+
+def test_a_pasted_text_is_listed_and_can_be_removed(empty: Running, visit: Visits) -> None:
+    page = visit(empty.url + "#documents")
+    page.wait_for_selector(".dot.good")
+    page.click("#base-make summary")
+    page.fill("#base-name", "notes")
+    page.click("#base-new button")
+    page.wait_for_selector("#bases li >> text=notes")
+    page.click("#paste summary")
+    page.fill("#paste-name", "first")
+    page.fill("#paste-text", "Bread rises because of yeast.")
+    page.click("#paste-form button")
+    page.wait_for_selector("#report .good")
+    assert page.input_value("#paste-text") == ""
+    page.click("#contents summary")
+    page.click("#contents-list >> text=Remove")
+    page.wait_for_selector("#bases li >> text=empty")
+    with empty.client() as client:
+        assert client.get("/v1/kb/notes").json()["documents"] == 0
+
+
+def test_deleting_asks_first(filled: Running, visit: Visits) -> None:
+    page = visit(filled.url + "#documents")
+    page.click("#base-delete")
+    assert page.inner_text("#delete-title") == "Delete animals?"
+    assert page.inner_text("#delete-what").startswith("3 documents and ")
+    page.keyboard.press("Enter")  # the button that has the focus does no harm
+    page.wait_for_selector("#delete-dialog", state="hidden")
+    with filled.client() as client:
+        assert client.get("/v1/kb/animals").status_code == 200
+    page.click("#base-delete")
+    page.click("#delete-dialog .danger")
+    page.wait_for_selector("#bases-none:visible")
+    with filled.client() as client:
+        assert client.get("/v1/kb").json()["data"] == []
+
+
+def test_what_the_server_refuses_is_said_in_its_words(filled: Running, visit: Visits) -> None:
+    visit.expect(r"status of (400|409)")
+    page = visit(filled.url + "#documents")
+    page.click("#base-make summary")
+    page.fill("#base-name", "animals")
+    page.click("#base-new button")
+    page.wait_for_selector("#report .note")
+    with filled.client() as client:
+        said = client.post("/v1/kb", json={"name": "animals"}).json()["error"]["message"]
+    assert page.inner_text("#report").lower().startswith(said.lower())
