@@ -39,11 +39,16 @@ class _Guarded(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         """For the part of a request that is awaited now: its headers, or the rest of a body after the answer."""
         self._stalled: asyncio.TimerHandle | None = None
-        self._header_bytes = 0
-        self._moved = False
-        """Whether the parser got anywhere with the last bytes."""
-        self._unparsed = 0
         self._in_message = False
+        self._in_headers = False
+        self._header_bytes = 0
+        """Of the headers that are complete."""
+        self._raw_bytes = 0
+        """That came since the last part of a message that the parser could tell: it keeps them."""
+        self._moved = False
+        """Whether the last bytes had such a part."""
+        self._began_within = False
+        """Whether a message began in the middle of the last bytes."""
         self._refusal: HttpError | None = None
 
     # -- connection ----------------------------------------------------------------------------------------------
@@ -65,11 +70,18 @@ class _Guarded(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        self._moved = False
+        self._moved = self._began_within = False
         super().data_received(data)
-        self._unparsed = 0 if self._moved else self._unparsed + len(data)
-        if self._unparsed > self.settings.max_header_bytes and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._in_headers:
+            self._raw_bytes += 0 if self._began_within else len(data)
+        else:
+            self._raw_bytes = 0 if self._moved else self._raw_bytes + len(data)
+        if self._raw_bytes > self.settings.max_header_bytes:
             self._refuse(self._too_large())
+        elif not self._in_message and self._timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait(self.settings.header_seconds)  # blank lines, which uvicorn takes for life
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -85,8 +97,9 @@ class _Guarded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_message = True
-        self._header_bytes = 0
+        self._in_message = self._in_headers = True
+        self._began_within = self._moved
+        self._header_bytes = self._raw_bytes = 0
         self._wait(self.settings.header_seconds)
 
     def on_url(self, url: bytes) -> None:
@@ -99,6 +112,7 @@ class _Guarded(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._moved = True
+        self._in_headers = False
         self._wait(None)
         super().on_headers_complete()
 
@@ -120,7 +134,6 @@ class _Guarded(HttpToolsProtocol):
     # -- refusals ------------------------------------------------------------------------------------------------
 
     def _count(self, size: int) -> None:
-        self._moved = True
         self._header_bytes += size
         if self._header_bytes > self.settings.max_header_bytes:
             self._refusal = self._too_large()
@@ -150,7 +163,7 @@ class _Guarded(HttpToolsProtocol):
         self._refuse(self._refusal or HttpError("this is not valid HTTP/1.1", status=400))
 
     def _refuse(self, error: HttpError) -> None:
-        """Answer in the shape of all errors, without a request, and close."""
+        """Answer in the shape of all errors, without a request, and close; just close in the middle of an answer."""
         LOG.info("refused", extra={"fields": {"status": error.status, "code": error.code}})
         problem = problem_of(error)
         body = problem.encoded()
@@ -159,5 +172,6 @@ class _Guarded(HttpToolsProtocol):
             "connection": "close",
         }  # fmt: skip
         lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in headers.items()]
-        self.transport.write(b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", body]))
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self.transport.write(b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", body]))
         self.transport.close()

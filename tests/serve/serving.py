@@ -38,7 +38,17 @@ class Running:
     service: Service
     port: int
     loop: asyncio.AbstractEventLoop
-    server: Server
+    server: _Server
+    thread: threading.Thread
+
+    def draining(self) -> bool:
+        """Whether it has begun to take nothing more."""
+        return self.server.drains.wait(PATIENCE_S)
+
+    def ended(self) -> bool:
+        """Whether it has come to its end."""
+        self.thread.join(PATIENCE_S)
+        return not self.thread.is_alive()
 
     @property
     def url(self) -> str:
@@ -70,17 +80,22 @@ def rest(connection: socket.socket) -> bytes:
 
 
 class _Server(Server):
-    """Tells when it listens, instead of being asked again and again."""
+    """Tells when it listens and when it drains, instead of being asked again and again."""
 
     def __init__(self, service: Service, app: ASGIApp) -> None:
         super().__init__(service, app)
         self.listening = threading.Event()
+        self.drains = threading.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.loop = asyncio.get_running_loop()
         self.listening.set()
+
+    async def _end(self) -> None:
+        asyncio.get_running_loop().call_soon(self.drains.set)  # when the gate is closed, before anybody has left
+        await super()._end()
 
 
 @contextlib.contextmanager
@@ -115,7 +130,7 @@ def serving(
         try:
             assert server.listening.wait(PATIENCE_S)
             assert server.loop is not None
-            yield Running(service, listener.getsockname()[1], server.loop, server)
+            yield Running(service, listener.getsockname()[1], server.loop, server, thread)
         finally:
             server.leave()
             thread.join(PATIENCE_S)
