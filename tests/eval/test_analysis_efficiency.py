@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gritkit.errors import InputError
+from gritkit.metrics import spearman
 from gritkit.model import GritModel
 from gritkit_eval.analysis.variants import Variant, variants_of
 from gritkit_eval.cli import app
@@ -56,8 +57,8 @@ def settings(folder: Path, **more: Any) -> Settings:
 
 def asked(**more: Any) -> list[Variant]:
     given: dict[str, Any] = {
-        "dim": 64, "matryoshka": (), "max_length": 512, "context_length": 512, "dims": (), "max_lengths": (),
-        "dtypes": (),
+        "dim": 64, "matryoshka": (), "num_layers": 24, "max_length": 512, "context_length": 512, "dims": (),
+        "layers": (), "max_lengths": (), "dtypes": (),
     }  # fmt: skip
     return variants_of(**{**given, **more})
 
@@ -65,12 +66,15 @@ def asked(**more: Any) -> list[Variant]:
 def test_variants_depart_in_one_thing_from_the_whole() -> None:
     made = asked(max_lengths=(64, 512), dtypes=("bfloat16", "float32"))
     assert [one.name for one in made] == [
-        "whole", "32 dimensions", "16 dimensions", "int8 vectors", "binary vectors", "bfloat16 model", "64 tokens",
+        "whole", "32 dimensions", "16 dimensions", "int8 vectors", "binary vectors", "bfloat16 model", "12 layers",
+        "6 layers", "64 tokens",
     ]  # fmt: skip
     assert [one.dim for one in asked(matryoshka=(48, 8)) if one.dim] == [48, 8]
     assert [one.dim for one in asked(matryoshka=(48, 8), dims=(5, 64)) if one.dim] == [5]
-    for wrong in ({"dims": (65,)}, {"max_lengths": (513,)}, {"dtypes": ("int3",)}):
-        with pytest.raises(InputError, match=r"65|513|int3"):
+    assert [one.name for one in asked(layers=(1, 24, 5)) if one.layers] == ["5 layers", "1 layer"]
+    assert not [one for one in asked(num_layers=1) if one.layers]
+    for wrong in ({"dims": (65,)}, {"layers": (25,)}, {"layers": (0,)}, {"max_lengths": (513,)}, {"dtypes": ("int3",)}):
+        with pytest.raises(InputError, match=r"65|layers 25 must be between 1 and 24|layers 0|513|int3"):
             asked(**wrong)
 
 
@@ -107,23 +111,53 @@ def test_every_variant_is_measured_and_texts_are_read_once_for_each_way_of_readi
     monkeypatch.setattr(GritModel, "embed", counted)
     report = run(settings(folder), OutcomeFolder(folder / "out"))
     assert [one.task for one in report.outcomes] == [
-        "whole", "16 dimensions", "int8 vectors", "binary vectors", "bfloat16 model", "56 tokens",
+        "whole", "16 dimensions", "int8 vectors", "binary vectors", "bfloat16 model", "1 layer",
+        "56 tokens",
     ]  # fmt: skip
-    # three ways of reading: 24 sentences, 12 documents, 12 queries each, and four rounds of throughput
+    # four ways of reading: 24 sentences, 12 documents, 12 queries each, and four rounds of throughput
     texts = len(texts_of_tasks(load_tasks(folder / "data"), 0))
     assert texts == 48
-    assert sum(reads) == 3 * (24 + 24 + 4 * texts)
-    whole, cut, _, binary, half, short = report.outcomes
+    assert sum(reads) == 4 * (24 + 24 + 4 * texts)
+    whole, cut, _, binary, half, shallow, short = report.outcomes
     assert whole.score == pytest.approx((whole.scores["STS"] + whole.scores["Retrieval"]) / 2)
     assert (cut.scores["dimensions"], cut.scores["bytes per vector"], binary.scores["bytes per vector"]) == (16, 64, 4)
-    assert whole.scores["parameters"] == sum(p.numel() for p in grit_model("llama").parameters())
+    model = grit_model("llama")
+    layers = model.lm.get_decoder().layers
+    of_layers = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    assert whole.scores["parameters"] == sum(p.numel() for p in model.parameters())
+    assert shallow.scores["parameters"] == whole.scores["parameters"] - sum(of_layers[1:])
+    assert (whole.scores["layers"], shallow.scores["layers"], short.scores["layers"]) == (3, 1, 3)
+    assert "layers" not in whole.settings["variant"]
     assert (whole.scores["max tokens"], short.scores["max tokens"]) == (512, 56)
     assert whole.scores["texts/s"] > 0
-    assert half.scores["STS"] != whole.scores["STS"]
+    assert half.scores["STS"] != whole.scores["STS"] != shallow.scores["STS"]
     reads.clear()
     again = run(settings(folder), OutcomeFolder(folder / "out"))
     assert not reads
     assert [one.scores for one in again.outcomes] == [one.scores for one in report.outcomes]
+
+
+def test_fewer_layers_are_the_models_own_and_figures_of_them_apart(folder: Path) -> None:
+    """The STS score by hand; with all layers the outcome is that of ``gritkit eval mteb``."""
+    outcomes = OutcomeFolder(folder / "out")
+    report = run(settings(folder, layers=(2,), types=("STS",)), outcomes)
+    (shallow,) = report.of("tiny", "layers")[1:]
+    model = GritModel.from_pretrained(folder / "model")
+    sides = (("runs", WORDS), ("sleeps", WORDS[::-1]))
+    first, second = (
+        model.embed(
+            [f"the {one} {verb}" for one in names],
+            role="query",
+            instruction="Retrieve semantically similar text.",
+            layers=2,
+        )
+        for verb, names in sides
+    )
+    grades = [i % 5 for i, _ in pairs()]
+    assert shallow.score == pytest.approx(spearman((first * second).sum(1), grades), abs=1e-6)
+    found = {one.model: one.settings for one in outcomes.all() if one.kind == "mteb"}
+    assert found["tiny, 2 layers"]["layers"] == 2
+    assert "layers" not in found["tiny"]
 
 
 def test_the_rate_counts_what_the_model_reads() -> None:

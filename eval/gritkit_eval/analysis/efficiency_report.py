@@ -5,7 +5,6 @@ This module knows nothing about how any of it was measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ PLOT = Path("plots/eval-efficiency.png")
 _SHAPES = ((514, "o", "512"), (2048, "^", "2,048"), (4096, "s", "4,096"), (8192, "p", "8,192"), (32768, "h", "32,768"))
 """Largest number of tokens, marker, label: those of the survey's Figure 4 (Cao 2024, arXiv 2406.01607)."""
 _LONGER = (0, "*", "more")
-_COSTS = ("parameters", "dimensions", "max tokens", "bytes per vector", "texts/s", "tokens/s")
+_UNORDERED = ("coding", "precision")
+"""Curves whose variants differ in kind, not in a number."""
+_COSTS = ("parameters", "layers", "dimensions", "max tokens", "bytes per vector", "texts/s", "tokens/s")
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,23 @@ class Report:
             f"Average: of the main scores of {len(self.tasks)} tasks ({', '.join(self.tasks)}){kept}. Each variant "
             "departs from the whole model (float32, its own dimensions and tokens) in one thing. Coded vectors are "
             "coded on both sides. Texts and tokens a second: median of three rounds over texts of the tasks, after a "
-            "warm-up, tokenising included; cutting and coding vectors afterwards is not counted. Variants with fewer "
-            "layers are not measured: no checkpoint is trained for it."
+            "warm-up, tokenising included; cutting and coding vectors afterwards is not counted. Fewer layers are "
+            "the first ones under the final norm (2D Matryoshka, Li et al. 2024); a checkpoint does not say whether it "
+            "was trained to be read there."
         )
-        picture = f"![Average score against parameters, dimensions, bytes and speed]({PLOT.as_posix()})"
+        picture = f"![Average score against parameters, layers, dimensions, tokens, bytes and speed]({PLOT.as_posix()})"
         return section(TITLE, command, self.outcomes[0].versions, "\n\n".join([about, picture, self.tables()]))
 
     def plot(self, results: Path) -> Path:
-        """Figure 4 of the survey for these models, and three curves, beside the results file."""
-        drawn = figure(11, 8)
-        (first, dims), (stored, speed) = drawn.subplots(2, 2)
+        """Figure 4 of the survey for these models, and a curve for each cost, beside the results file."""
+        drawn = figure(16, 8)
+        (first, dims, layers), (stored, lengths, speed) = drawn.subplots(2, 3)
         self._models(drawn, first)
-        self._curve(dims, "dimensions", lambda one: one.scores["dimensions"], "dimension")
-        self._curve(stored, "bytes per vector", lambda one: one.scores["bytes per vector"], "dimension", "coding")
-        self._curve(speed, "texts a second", lambda one: one.scores["texts/s"], "precision", "max tokens")
+        self._curve(dims, "dimensions", "dimension")
+        self._curve(layers, "layers", "layers")
+        self._curve(stored, "bytes per vector", "dimension", "coding")
+        self._curve(lengths, "max tokens", "max tokens")
+        self._curve(speed, "texts/s", "layers", "max tokens", "precision")
         save(drawn, results.parent / PLOT)
         return results.parent / PLOT
 
@@ -109,29 +113,26 @@ class Report:
         axes.legend(handles=list(shown.values()), frameon=False, fontsize=8)
         axes.grid(alpha=0.25)
 
-    def _curve(self, axes: Any, label: str, cost: Callable[[Outcome], float], *curves: str) -> None:
-        """Average against a cost; variants that differ in one number are joined, others stand alone."""
+    def _curve(self, axes: Any, cost: str, *curves: str) -> None:
+        """Average against a cost: variants that differ in one number are joined, curve by curve, others stand alone."""
+        ordered = [curve for curve in curves if curve not in _UNORDERED]
         for number, model in enumerate(self.models):
             colour = COLOURS[number % len(COLOURS)]
-            joined = [
-                one
-                for one in self.of(model, *curves)
-                if one.settings["variant"]["curve"] in ("", "dimension", "max tokens")
-            ]
-            joined.sort(key=lambda one: (one.scores["max tokens"], cost(one)))
-            axes.plot(
-                [cost(one) for one in joined], [100 * one.score for one in joined], "o-", color=colour, label=model
-            )
-            alone = [one for one in self.of(model, *curves) if one not in joined]
-            axes.plot([cost(one) for one in alone], [100 * one.score for one in alone], "D", color=colour, mfc="none")
-            for one in alone:
+            for style, curve in zip(("o-", "s--"), ordered, strict=False):
+                joined = sorted(self.of(model, curve), key=lambda one: one.scores[cost])
+                if len(joined) == 1 and curve != ordered[0]:  # the whole model alone stands there already
+                    continue
+                xs, ys = [one.scores[cost] for one in joined], [100 * one.score for one in joined]
+                axes.plot(xs, ys, style, color=colour, label=model if len(ordered) == 1 else f"{model}, {curve}")
+            for one in (one for one in self.of(model, *curves) if one.settings["variant"]["curve"] in _UNORDERED):
+                place = (one.scores[cost], 100 * one.score)
+                axes.plot(*place, "D", color=colour, mfc="none")
                 axes.annotate(
-                    one.task.split()[0], (cost(one), 100 * one.score), (6, -10), textcoords="offset points", fontsize=7,
-                    color=colour,
-                )  # fmt: skip
+                    one.task.split()[0], place, (6, -10), textcoords="offset points", fontsize=7, color=colour
+                )
         axes.set_xscale("log", base=2)
         _ticks(axes)
-        axes.set_xlabel(label)
+        axes.set_xlabel(cost)
         axes.set_ylabel("average score")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8)

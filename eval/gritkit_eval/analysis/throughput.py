@@ -43,14 +43,14 @@ def _texts(data: Any) -> Iterator[str]:
                 yield from _texts(part)
 
 
-def rate(model: GritModel, texts: Sequence[str], *, max_length: int | None = None) -> Rate:
+def rate(model: GritModel, texts: Sequence[str], *, layers: int | None = None, max_length: int | None = None) -> Rate:
     """Of embedding all texts at once, tokenising included; the first, uncounted round is the warm-up."""
     limit = max_length or min(model.embedding_config.max_length, model.context_length)
     tokens = sum(map(len, model.tokens.to_embed(list(texts), "passage", None, limit, truncate=True)))
     seconds = []
     for _ in range(1 + ROUNDS):
         started = time.perf_counter()
-        model.embed(texts, max_length=limit, truncate=True)
+        model.embed(texts, layers=layers, max_length=limit, truncate=True)
         seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds[1:])
     return Rate(len(texts) / median, tokens / median)

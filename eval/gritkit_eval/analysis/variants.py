@@ -1,7 +1,7 @@
-"""One model in cheaper forms: fewer dimensions, coded vectors, fewer tokens, a smaller type; and their encoders.
+"""One model in cheaper forms: fewer dimensions, coded vectors, a smaller type, fewer layers or tokens; their encoders.
 
-Vectors are computed once for each way of reading (type, tokens) and cut and coded from there: the first dimensions of a
-unit vector, normalised, are what ``GritModel.embed(dim=...)`` gives.
+Vectors are computed once for each way of reading (type, layers, tokens) and cut and coded from there: the first
+dimensions of a unit vector, normalised, are what ``GritModel.embed(dim=...)`` gives.
 
 This module knows nothing about tasks' data, time or tables.
 """
@@ -22,7 +22,7 @@ from gritkit_eval.analysis.models import Vectors
 from gritkit_eval.mteb.encoder import Encoder, GritEncoder
 
 Coding = Literal["float32", "int8", "binary"]
-Curve = Literal["", "dimension", "coding", "precision", "max tokens"]
+Curve = Literal["", "dimension", "coding", "precision", "layers", "max tokens"]
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -34,6 +34,8 @@ class Variant:
     """What it departs in from the whole model; "" is the whole."""
     dtype: str = "float32"
     """Of the weights and the computation."""
+    layers: int | None = None
+    """The first so many run, then the final norm; None: all."""
     max_length: int | None = None
     """Tokens that texts are cut to; None: the checkpoint's own."""
     dim: int | None = None
@@ -45,9 +47,15 @@ class Variant:
         """What is changed, for people."""
         changed = {
             "": "whole", "dimension": f"{self.dim} dimensions", "coding": f"{self.coding} vectors",
-            "precision": f"{self.dtype} model", "max tokens": f"{self.max_length} tokens",
+            "precision": f"{self.dtype} model", "layers": f"{self.layers} layer{'s' * (self.layers != 1)}",
+            "max tokens": f"{self.max_length} tokens",
         }  # fmt: skip
         return changed[self.curve]
+
+    @property
+    def reading(self) -> tuple[str, int | None, int | None]:
+        """What vectors are computed anew for: type, layers, tokens."""
+        return self.dtype, self.layers, self.max_length
 
     def num_bytes(self, full_dim: int) -> int:
         """Of one stored vector; int8 keeps a float32 scale."""
@@ -72,15 +80,17 @@ class Variant:
 
 
 def variants_of(
-    *, dim: int, matryoshka: Sequence[int], max_length: int, context_length: int, dims: Sequence[int],
-    max_lengths: Sequence[int], dtypes: Sequence[str],
+    *, dim: int, matryoshka: Sequence[int], num_layers: int, max_length: int, context_length: int, dims: Sequence[int],
+    layers: Sequence[int], max_lengths: Sequence[int], dtypes: Sequence[str],
 ) -> list[Variant]:  # fmt: skip
-    """The whole model first, then each curve. Without ``dims`` those that it was trained for, else halves down to 16.
+    """The whole model first, then each curve. Without ``dims`` those that it was trained for, else halves down to 16;
+    without ``layers`` half and a quarter of them.
 
     Raises:
-        InputError: for a dimension or number of tokens beyond the model's, and an unknown type.
+        InputError: for a dimension, layer or number of tokens beyond the model's, and an unknown type.
     """
-    for what, values, most in (("dimension", dims, dim), ("max tokens", max_lengths, context_length)):
+    bounds = (("dimension", dims, dim), ("layers", layers, num_layers), ("max tokens", max_lengths, context_length))
+    for what, values, most in bounds:
         for value in values:
             if not 1 <= value <= most:
                 raise InputError(f"{what} {value} must be between 1 and {most}")
@@ -93,6 +103,8 @@ def variants_of(
     made += [Variant(curve="dimension", dim=one) for one in chosen]
     made += [Variant(curve="coding", coding="int8"), Variant(curve="coding", coding="binary")]
     made += [Variant(curve="precision", dtype=one) for one in dict.fromkeys(dtypes) if one != "float32"]
+    read = set(layers or (num_layers // 2, num_layers // 4)) - {0, num_layers}
+    made += [Variant(curve="layers", layers=one) for one in sorted(read, reverse=True)]
     lengths = sorted(set(max_lengths) - {max_length}, reverse=True)
     return made + [Variant(curve="max tokens", max_length=one) for one in lengths]
 

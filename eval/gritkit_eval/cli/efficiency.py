@@ -22,6 +22,9 @@ def efficiency(
     dims: Annotated[
         str, typer.Option(help="First numbers of a vector, by comma; default: those trained for, else halves.")
     ] = "",
+    layers: Annotated[
+        str, typer.Option(help="First layers of the model, by comma; default: half and a quarter of them.")
+    ] = "",
     max_tokens: Annotated[str, typer.Option(help="Tokens that texts are cut to, by comma.")] = "",
     dtypes: Annotated[str, typer.Option(help="Beside float32, by comma: bfloat16, float16.")] = "bfloat16",
     limit: Limit = None,
@@ -30,15 +33,15 @@ def efficiency(
     results: Results = None,
     format: Format = Form.table,
 ) -> None:
-    """Quality against parameters, dimensions, tokens, precision, bytes of a vector and speed."""
+    """Quality against parameters, layers, dimensions, tokens, precision, bytes of a vector and speed."""
     from gritkit_eval.analysis.efficiency import Settings, run
     from gritkit_eval.analysis.publishing import outcome_folder, publish_report
     from gritkit_eval.arguments import listed, needed_data_folder, whole_numbers
 
     settings = Settings(
         models=tuple(model), data=needed_data_folder(data, shared), tasks=listed(tasks), types=listed(types),
-        dims=whole_numbers("dims", dims), max_lengths=whole_numbers("max_tokens", max_tokens), dtypes=listed(dtypes),
-        limit=limit, seed=seed,
+        dims=whole_numbers("dims", dims), layers=whole_numbers("layers", layers),
+        max_lengths=whole_numbers("max_tokens", max_tokens), dtypes=listed(dtypes), limit=limit, seed=seed,
     )  # fmt: skip
     with outcome_folder(output) as outcomes:
         publish_report(run(settings, outcomes), context, results, as_json=format is Form.json)

@@ -66,25 +66,29 @@ class GritEncoder(Encoder):
     """A GritModel that embeds the texts of mteb's tasks.
 
     ``instructions`` replace the GRIT set's (task name or type -> instruction). ``dim`` keeps the first dimensions of
-    each vector, for models trained for that. Texts longer than ``max_length`` tokens (default: the checkpoint's own
-    limit) are cut. A text without words has a vector of zeros: nothing is near it.
+    each vector and ``layers`` runs only the first layers, for models trained for that. Texts longer than ``max_length``
+    tokens (default: the checkpoint's own limit) are cut. A text without words has a vector of zeros: nothing is near
+    it.
 
     Raises:
-        InputError: for a ``dim`` or ``max_length`` that the model does not have.
+        InputError: for a ``dim``, ``layers`` or ``max_length`` that the model does not have.
     """
 
     def __init__(
-        self, model: GritModel, *, name: str, dim: int | None = None, max_length: int | None = None,
-        instructions: Overrides | None = None,
+        self, model: GritModel, *, name: str, dim: int | None = None, layers: int | None = None,
+        max_length: int | None = None, instructions: Overrides | None = None,
     ) -> None:  # fmt: skip
         if dim is not None and not 1 <= dim <= model.dim:
             raise InputError(f"dim={dim} must be between 1 and {model.dim}")
+        if layers is not None and not 1 <= layers <= len(model.windows):
+            raise InputError(f"layers={layers} must be between 1 and {len(model.windows)}")
         limit = min(model.embedding_config.max_length, model.context_length)
         if max_length is not None and not 1 <= max_length <= model.context_length:
             raise InputError(f"max_length={max_length} must be between 1 and {model.context_length}")
         self.model = model
         self.name = name
         self.dim = dim
+        self.layers = layers
         self.max_length = max_length or limit
         self.instructions = instructions
 
@@ -99,8 +103,10 @@ class GritEncoder(Encoder):
 
     def settings(self, task: Any) -> dict[str, Any]:
         """What figures depend on beside the model and the task, as plain JSON values."""
+        layers = {} if self.layers is None else {"layers": self.layers}
         return {
             "dim": self.dim, "max_length": self.max_length, "instruction": dataclasses.asdict(self.instruction(task)),
+            **layers,
         }  # fmt: skip
 
     def vectors(self, texts: Sequence[str], task: Any, *, document: bool) -> Vectors:
@@ -108,15 +114,15 @@ class GritEncoder(Encoder):
         wordy = [place for place, text in enumerate(texts) if text.strip()]
         result = np.zeros((len(texts), self.dim or self.model.dim), dtype=np.float32)
         result[wordy] = self.model.embed(
-            [texts[place] for place in wordy], role=role, dim=self.dim, max_length=self.max_length, truncate=True,
-            instruction=instruction.passage if document else instruction.query,
+            [texts[place] for place in wordy], role=role, dim=self.dim, layers=self.layers, max_length=self.max_length,
+            truncate=True, instruction=instruction.passage if document else instruction.query,
         )  # fmt: skip
         return result
 
     @cached_property
     def mteb_model_meta(self) -> Any:
         sizes = [parameter.numel() * parameter.element_size() for parameter in self.model.parameters()]
-        changed = {"dim": self.dim} if self.dim is not None else {}
+        changed = {name: value for name, value in (("dim", self.dim), ("layers", self.layers)) if value is not None}
         if self.max_length != min(self.model.embedding_config.max_length, self.model.context_length):
             changed["max_length"] = self.max_length
         return model_meta(
