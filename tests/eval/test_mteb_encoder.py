@@ -79,10 +79,10 @@ def test_texts_are_embedded_in_the_role_and_with_the_instruction_of_their_side(
 
 def test_it_cuts_vectors_and_texts_and_says_so_in_its_settings() -> None:
     model = shared_model()
-    encoder = GritEncoder(model, name="m", dim=8, max_length=40)
+    encoder = GritEncoder(model, name="m", dim=8, layers=2, max_length=40)
     long = "documents are read once " * 30
     found = encode(encoder, [long, "a"], "STS", prompt="Look")
-    expected = model.embed([long, "a"], role="query", instruction="Look", dim=8, max_length=40, truncate=True)
+    expected = model.embed([long, "a"], role="query", instruction="Look", dim=8, layers=2, max_length=40, truncate=True)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert encoder.settings(metadata("STS", prompt="Look")) == {
         "dim": 8, "max_length": 40, "instruction": {"query": "Look", "passage": "Look"},
@@ -108,7 +108,9 @@ def test_similarities_are_cosines() -> None:
     assert float(encoder.similarity(one[0], one[0])) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("given", [{"dim": 0}, {"dim": 33}, {"max_length": 0}, {"max_length": 10_000}])
+@pytest.mark.parametrize(
+    "given", [{"dim": 0}, {"dim": 33}, {"layers": 0}, {"layers": 4}, {"max_length": 0}, {"max_length": 10_000}]
+)
 def test_sizes_that_the_model_does_not_have_are_refused(given: dict[str, int]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(given))}={next(iter(given.values()))}"):
         GritEncoder(shared_model(), name="m", **given)  # type: ignore[arg-type]
