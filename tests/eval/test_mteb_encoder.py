@@ -85,8 +85,9 @@ def test_it_cuts_vectors_and_texts_and_says_so_in_its_settings() -> None:
     expected = model.embed([long, "a"], role="query", instruction="Look", dim=8, layers=2, max_length=40, truncate=True)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert encoder.settings(metadata("STS", prompt="Look")) == {
-        "dim": 8, "max_length": 40, "instruction": {"query": "Look", "passage": "Look"},
+        "dim": 8, "layers": 2, "max_length": 40, "instruction": {"query": "Look", "passage": "Look"},
     }  # fmt: skip
+    assert "layers" not in GritEncoder(model, name="m").settings(metadata("STS"))  # as before there was a choice
 
 
 def test_a_text_without_words_is_near_nothing() -> None:
