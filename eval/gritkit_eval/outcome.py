@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,10 @@ from gritkit.files import write_atomic
 from gritkit_eval.bench.report import machine
 
 FORMAT = 1
+PART = "part"
+"""The kind of outcomes that others sum up: kept to go on from, left out of reports."""
+_LONGEST = 100
+"""Bytes of a name in a path; file systems take 255, and the key stands beside it."""
 _NUMBERS = ("seconds",)
 _TEXTS = ("kind", "task", "task_type", "version", "model", "fingerprint", "metric", "made", "machine")
 
@@ -97,12 +102,11 @@ class OutcomeFolder:
         self.folder = Path(folder)
 
     def find(self, kind: str, task: str, version: str, fingerprint: str, settings: Mapping[str, Any]) -> Outcome | None:
-        """What an earlier run measured of just this, whatever the model was called. Raises InputError for a file that
-        is not whole."""
-        name = _file_name(task, key_of(kind, task, version, fingerprint, settings))
-        for path in sorted((self.folder / kind).glob(f"*/{name}")):
-            return load(path)
-        return None
+        """What an earlier run measured of just this, whatever the model was called; a file whose content belongs under
+        another name is none. Raises InputError for a file that is not whole."""
+        key = key_of(kind, task, version, fingerprint, settings)
+        found = map(load, sorted((self.folder / kind).glob(f"*/{_file_name(task, key)}")))
+        return next((one for one in found if one.key == key), None)
 
     def save(self, outcome: Outcome) -> Path:
         """Write it whole or not at all."""
@@ -112,41 +116,63 @@ class OutcomeFolder:
         fields["scores"] = {name: _or_null(value) for name, value in outcome.scores.items()}
         if outcome.examples is not None:
             fields["examples"] = [_or_null(value) for value in outcome.examples]
-        write_atomic(path, json.dumps(fields, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+        text = json.dumps(fields, indent=1, allow_nan=False, ensure_ascii=False)
+        write_atomic(path, text.encode("utf-8", "backslashreplace") + b"\n")  # half characters as JSON writes them
         return path
 
     def all(self) -> list[Outcome]:
-        """Every outcome, in the order of the file names.
+        """Every outcome, in the order of the file names. JSON of other programs is passed over.
 
         Raises:
-            InputError: for a folder that does not exist, or a file that is not an outcome.
+            InputError: for a folder that does not exist, or an outcome that is damaged or of a later format.
         """
         if not self.folder.is_dir():
             raise InputError(f"no folder of results: {self.folder}")
-        return [load(path) for path in sorted(self.folder.glob("*/*/*.json"))]
+        read = ((path, _json(path)) for path in sorted(self.folder.glob("*/*/*.json")))
+        return [
+            _outcome(path, given) for path, given in read if isinstance(given, dict) and {"format", "kind"} & set(given)
+        ]
 
 
 def load(path: Path) -> Outcome:
     """Raises InputError, naming the file, for one that is not an outcome or is of a later format."""
+    return _outcome(path, _json(path))
+
+
+def _json(path: Path) -> Any:
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), parse_int=_whole)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read the results in {path}: {error}") from None
+
+
+def _whole(digits: str) -> int:
+    if abs(number := int(digits)) > sys.float_info.max:
+        raise ValueError(f"the number {digits:.20} ... is too large")
+    return number
+
+
+def _outcome(path: Path, given: Any) -> Outcome:
     if not isinstance(given, dict) or given.get("format") != FORMAT:
         found = given.get("format") if isinstance(given, dict) else None
-        raise InputError(f"{path} is not a result of format {FORMAT} but of {found!r}: measure again")
+        raise InputError(f"{path} is not a result of format {FORMAT} but of {found!r:.40}: measure again")
     known = {one.name for one in dataclasses.fields(Outcome)}
     fields = {name: value for name, value in given.items() if name != "format"}
     wrong = [name for name in _TEXTS if not isinstance(fields.get(name), str)]
-    wrong += [name for name in _NUMBERS if not isinstance(fields.get(name), (int, float))]
+    wrong += [name for name in _NUMBERS if not _is_number(fields.get(name))]
     wrong += [name for name in ("scores", "settings", "versions") if not isinstance(fields.get(name), dict)]
-    wrong += sorted(set(fields) - known)
-    if wrong or not _are_numbers(fields["scores"].values()) or not _are_numbers(fields.get("examples") or []):
+    wrong += [] if isinstance(fields.get("examples", []), (list, type(None))) else ["examples"]
+    wrong += sorted(name[:40] for name in set(fields) - known)
+    numbers = [] if wrong else [*fields["scores"].values(), *(fields.get("examples") or [])]
+    if wrong or not all(value is None or _is_number(value) for value in numbers):
         raise InputError(f"{path} is damaged at {', '.join(wrong) or 'its numbers'}: delete it and measure again")
     fields["scores"] = {name: _or_nan(value) for name, value in fields["scores"].items()}
     if fields.get("examples") is not None:
         fields["examples"] = [_or_nan(value) for value in fields["examples"]]
-    return Outcome(**fields)
+    try:
+        return Outcome(**fields)
+    except InputError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
 
 
 def plain(value: Any) -> Any:
@@ -164,11 +190,12 @@ def _file_name(task: str, key: str) -> str:
 
 def _plain(name: str) -> str:
     """Safe as one part of a path; names that differ only elsewhere are told apart by the key."""
-    return re.sub(r"[^\w.+-]+", "_", name).strip("._")[:100] or "_"
+    whole = re.sub(r"[^\w.+-]+", "_", name).strip("._")
+    return whole.encode(errors="ignore")[:_LONGEST].decode(errors="ignore") or "_"
 
 
-def _are_numbers(values: Any) -> bool:
-    return all(value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) for value in values)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _or_null(value: float) -> float | None:

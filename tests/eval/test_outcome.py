@@ -57,6 +57,10 @@ def test_names_are_no_paths_and_stay_apart(tmp_path: Path) -> None:
         lambda fields: fields.update(seconds="1"),
         lambda fields: fields.update(scores={"spearman": "0.5"}),
         lambda fields: fields.update(examples=[True]),
+        lambda fields: fields.update(examples=5),
+        lambda fields: fields.update(seconds=10**400),
+        lambda fields: fields.update(settings={"limit": 10**400}),
+        lambda fields: fields.update(settings=[1]),
         lambda fields: fields.update(more=1),
         lambda fields: fields.update(format=2),
         lambda fields: fields.update(metric="ndcg"),
@@ -69,9 +73,34 @@ def test_a_file_that_is_not_one_is_named(tmp_path: Path, damage: Any) -> None:
     path.write_text(json.dumps(fields))
     with pytest.raises(InputError, match=f"{path.name}|ndcg"):
         load(path)
-    path.write_bytes(b"\x80{")
-    with pytest.raises(InputError, match=path.name):
-        load(path)
+    for content in (b"\x80{", b"[" * 200_000):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=path.name):
+            load(path)
+
+
+def test_what_stands_under_another_name_is_not_taken(tmp_path: Path) -> None:
+    folder = OutcomeFolder(tmp_path)
+    path = folder.save(outcome())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "of another model"}))
+    assert folder.find("mteb", "STS", "1", "f", {"limit": 3}) is None
+
+
+def test_json_of_other_programs_is_passed_over(tmp_path: Path) -> None:
+    folder = OutcomeFolder(tmp_path)
+    path = folder.save(outcome())
+    path.with_name("notes.json").write_text('{"task_name": "STS"}')
+    path.with_name("list.json").write_text("[1]")
+    assert len(folder.all()) == 1
+    path.with_name("cut.json").write_text('{"kind": "mteb"}')
+    with pytest.raises(InputError, match=r"cut\.json is not a result"):
+        folder.all()
+
+
+def test_a_long_name_of_many_bytes_is_still_a_file(tmp_path: Path) -> None:
+    for task in ("語" * 200, "\ud800", "é" * 99 + "a"):
+        path = OutcomeFolder(tmp_path).save(outcome(task=task, model=task.replace("\ud800", "m")))
+        assert len(path.name.encode()) < 255
 
 
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
