@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from gritkit import GritModel
 from gritkit.errors import GritkitError, InputError
 from gritkit_eval.cli import app
 from gritkit_eval.generation import measure as measuring
+from gritkit_eval.generation import sandbox
 from gritkit_eval.generation.local import Options, load_tasks
 from gritkit_eval.generation.measure import measure
 from gritkit_eval.generation.report import notes, tables
@@ -40,7 +43,7 @@ def test_every_model_has_every_outcome(folder: Path) -> None:
         settings(folder, models=(f"a={folder / 'model'}", str(folder / "other")), perplexity=(folder / "text.txt",))
     )
     assert [(one.model, one.task) for one in outcomes] == [
-        (model, task) for model in ("a", "other") for task in ("mmlu", "copa", "perplexity of text.txt")
+        (model, task) for model in ("a", "other") for task in ("mmlu", "copa", f"perplexity of {folder.name}/text.txt")
     ]
     mmlu, _, text = outcomes[:3]
     assert (mmlu.kind, mmlu.metric, mmlu.task_type) == ("generation", "acc", "knowledge")
@@ -68,6 +71,70 @@ def test_what_was_measured_is_not_measured_again(folder: Path, monkeypatch: pyte
     write_all(folder)
     with pytest.raises(AssertionError, match="measured again"):
         run(settings(folder, models=(str(folder / "other"),), output=folder / "out"))
+
+
+def test_an_earlier_outcome_comes_under_the_name_of_now(folder: Path) -> None:
+    once = run(settings(folder, models=(f"a={folder / 'model'}",), output=folder / "out"))
+    again = run(settings(folder, models=(f"b={folder / 'model'}",), output=folder / "out"))
+    assert [one.made for one in again] == [one.made for one in once]
+    assert {one.model for one in again} == {"b"}
+
+
+def test_another_chat_template_is_measured_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no part of the fingerprint."""
+    chatting = settings(folder, models=(str(folder / "other"),), options=Options(chat=True), output=folder / "out")
+    template = folder / "other" / "chat_template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}", encoding="utf-8")
+    run(chatting)
+    monkeypatch.setattr(measuring, "score_pairs", None)
+    run(chatting)
+    template.write_text("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}", encoding="utf-8")
+    with pytest.raises(TypeError):
+        run(chatting)
+
+
+def test_texts_of_one_name_are_told_apart(folder: Path) -> None:
+    for name, text in (("x", "beavers build dams"), ("y", "otters do not")):
+        (folder / name).mkdir()
+        (folder / name / "text.txt").write_text(text * 20, encoding="utf-8")
+    both = run(settings(folder, tasks=(), perplexity=(folder / "x/text.txt", folder / "y/text.txt")))
+    assert [one.task for one in both] == ["perplexity of x/text.txt", "perplexity of y/text.txt"]
+    with pytest.raises(InputError, match="have the same name"):
+        run(settings(folder, tasks=(), perplexity=(folder / "x/text.txt", folder / "x/text.txt")))
+
+
+def test_prompts_that_lose_their_beginning_are_counted(folder: Path) -> None:
+    model = GritModel.from_pretrained(folder / "model")
+    for name, key in (("piqa/validation", "goal"), ("gsm8k/test", "question")):
+        rows = [dict(TASKS[f"gen_eval/{name}"][0]), dict(TASKS[f"gen_eval/{name}"][0])]
+        rows[1][key] = "word " * 600
+        write(folder / "data", f"gen_eval/{name}", rows)
+        (task,) = load_tasks(folder / "data", [name.partition("/")[0]], Options(num_fewshot=0))
+        assert measure(model, task, chat=False).scores["cut"] == 1.0
+    (outcome,) = run(settings(folder, tasks=("piqa",)))
+    assert notes([outcome]) == [
+        "tiny, piqa: 1 prompts were longer than the context and lost their beginning, solved examples first."
+    ]
+
+
+def test_what_falls_is_not_averaged_with_what_rises() -> None:
+    fields: dict[str, Any] = {"kind": "generation", "task_type": "lm-eval", "version": "1", "model": "m",
+                              "fingerprint": "f", "seconds": 1.0}  # fmt: skip
+    one = Outcome(task="a", metric="acc", scores={"acc": 1.0}, **fields)
+    other = Outcome(task="b", metric="word_perplexity", scores={"word_perplexity": 6.0}, **fields)
+    assert "average" not in tables([one, other])
+    assert "average" in tables([one, Outcome(task="c", metric="acc", scores={"acc": 0.0}, **fields)])
+
+
+def test_programs_are_not_run_where_they_cannot_be_confined(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "missing", lambda: ("read-only files", "no network"))
+    with pytest.raises(InputError, match=r"cannot confine programs \(read-only files is not to be had\)"):
+        run(settings(folder, tasks=("humaneval",), options=Options(allow_code=True)))
+    options = Options(allow_code=True, unconfined=True, limit=1)
+    (outcome,) = run(settings(folder, tasks=("humaneval",), options=options))
+    assert "Programs ran without these walls, which the machine does not permit: read-only files, no network." in notes(
+        [outcome]
+    )
 
 
 def test_a_chat_goes_through_the_template(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +165,8 @@ def test_answers_are_those_of_the_model(folder: Path) -> None:
     free = model.complete(task.written[0].prompt.text(), max_new_tokens=256).text
     ends = [free.find(stop) for stop in task.stop if stop in free]
     assert made.answers == [free[: min(ends)] if ends else free]
-    assert set(made.scores) == {"exact_match", "f1"}
+    assert set(made.scores) == {"exact_match", "f1", "cut"}
+    assert made.scores["cut"] == 0.0
 
 
 def test_a_tie_between_names_is_refused(folder: Path) -> None:
@@ -162,7 +230,7 @@ def test_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ) in written
     again = CliRunner().invoke(app, [*arguments, "--format", "json"], catch_exceptions=False)
     made = json.loads(again.stdout)
-    assert [one["task"] for one in made] == ["copa", "gsm8k", "humaneval", "perplexity of text.txt"]
+    assert [one["task"] for one in made] == ["copa", "gsm8k", "humaneval", f"perplexity of {folder.name}/text.txt"]
     assert made[2]["metric"] == "pass@1"
     assert len(OutcomeFolder(folder / "out").all()) == 4
 
@@ -184,7 +252,13 @@ def test_tasks_of_the_harness(folder: Path) -> None:
     assert theirs.scores["acc"] == local.scores["acc"]
     assert theirs.scores["acc_norm"] == local.scores["acc_norm"]
     assert theirs.version.startswith("lm-eval ")
-    assert run(settings(folder, tasks=(str(own),), output=folder / "out"))[0].made == theirs.made
+    data = folder / "data/gen_eval/arc_easy/test.jsonl.gz"
+    rows = [json.loads(line) for line in gzip.decompress(data.read_bytes()).splitlines()]
+    flipped = [{**row, "answer": (row["answer"] + 1) % len(row["choices"])} for row in rows]
+    data.write_bytes(gzip.compress("\n".join(map(json.dumps, flipped)).encode()))
+    shutil.rmtree(folder / "cache")
+    changed = run(settings(folder, tasks=(str(own),), output=folder / "out"))[0]
+    assert changed.examples != theirs.examples, "a definition's data are not in its version"
 
 
 @pytest.mark.slow

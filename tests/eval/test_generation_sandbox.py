@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gritkit.errors import InputError
+from gritkit_eval.generation import sandbox
 from gritkit_eval.generation.sandbox import ALL, Limits, Ran, missing, run
 
 LINUX = sys.platform == "linux"
@@ -127,6 +129,40 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     assert not run("import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0").passed
     assert kept.read_text() == "mine"
     assert sorted(tmp_path.iterdir()) == [kept]
+
+
+@pytest.mark.skipif(not LINUX, reason="devices and pipes of Linux")
+def test_devices_and_pipes_are_not_written(tmp_path: Path) -> None:
+    """A read-only file system lets both through."""
+    needs("no devices")
+    ours, theirs = os.openpty()
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        for path in (os.ttyname(theirs), str(tmp_path / "pipe"), "/dev/kmsg"):
+            assert not run(f"open({path!r}, 'wb', buffering=0).write(b'x')").passed
+    finally:
+        for file in (ours, theirs, reading):
+            os.close(file)
+    assert run("open('/dev/null', 'wb').write(b'x')").passed
+
+
+@pytest.mark.skipif(not LINUX, reason="signals of Linux")
+def test_no_signal_is_ordered_from_the_kernel() -> None:
+    needs("no processes")
+    pid = os.getpid()
+    for order in (f"fcntl(0, 8, {pid})", "fcntl(0, 10, 9)", "ioctl(0, 0x8901, b'1234')"):
+        assert not run(f"import fcntl\nfcntl.{order}").passed
+    assert run("import fcntl\nfcntl.fcntl(0, 3)").passed
+
+
+def test_what_must_hold_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "missing", lambda: ("no devices", "no network"))
+    sandbox.check(unconfined=False)
+    monkeypatch.setattr(sandbox, "missing", lambda: ("no sockets",))
+    sandbox.check(unconfined=True)
+    with pytest.raises(InputError, match="no sockets is not to be had"):
+        sandbox.check(unconfined=False)
 
 
 def test_it_says_which_walls_stand() -> None:

@@ -195,15 +195,15 @@ def test_the_share_of_guesses(data: Path) -> None:
 )
 def test_word_problems_by_their_last_number(data: Path, text: str, last: int, stated: int) -> None:
     grade = one(data, "multiarith", num_fewshot=0).written[0].grade
-    assert grade(text) == {"exact_match": last, "strict_match": stated}
+    assert grade(text) == {"exact_match/flexible-extract": last, "exact_match/strict-match": stated}
 
 
 def test_large_and_negative_numbers(data: Path) -> None:
     grades = [example.grade for example in one(data, "gsm8k", num_fewshot=0).written]
-    assert grades[1]("it is 1234.") == {"exact_match": 1.0, "strict_match": 0.0}
-    assert grades[1]("#### 1,234")["strict_match"] == 1.0
-    assert grades[2]("#### -2") == {"exact_match": 1.0, "strict_match": 1.0}
-    assert grades[2]("#### 2") == {"exact_match": 0.0, "strict_match": 0.0}
+    assert grades[1]("it is 1234.") == {"exact_match/flexible-extract": 1.0, "exact_match/strict-match": 0.0}
+    assert grades[1]("#### 1,234")["exact_match/strict-match"] == 1.0
+    assert grades[2]("#### -2") == {"exact_match/flexible-extract": 1.0, "exact_match/strict-match": 1.0}
+    assert grades[2]("#### 2") == {"exact_match/flexible-extract": 0.0, "exact_match/strict-match": 0.0}
 
 
 def test_worked_examples_are_read_from_their_file() -> None:

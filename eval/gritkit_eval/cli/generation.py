@@ -27,10 +27,15 @@ def generation(
     num_fewshot: Annotated[
         int | None, typer.Option(help="Solved examples in a prompt; default: each task's own.", min=0, max=100)
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Examples of each task.", min=1)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Examples of each task; of the harness's own the first ones.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Which examples --limit keeps, and which are solved before them.")] = 0,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run programs that the model writes (HumanEval), in a sandbox.")
+    ] = False,
+    unconfined: Annotated[
+        bool, typer.Option("--unconfined", help="Run them also where this machine has no sandbox.")
     ] = False,
     chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Ask through the model's chat template.")] = False,
     perplexity: Annotated[
@@ -52,7 +57,9 @@ def generation(
     from gritkit_eval.generation.run import Settings, run, split_names
 
     quiet_libraries()
-    options = Options(num_fewshot=num_fewshot, limit=limit, seed=seed, allow_code=allow_code, chat=chat)
+    options = Options(
+        num_fewshot=num_fewshot, limit=limit, seed=seed, allow_code=allow_code, unconfined=unconfined, chat=chat
+    )
     settings = Settings(
         models=tuple(model), tasks=split_names(tasks), shared=shared, perplexity=tuple(perplexity or ()),
         window=window, output=output, options=options,
@@ -62,7 +69,7 @@ def generation(
         typer.echo(json.dumps(as_json(outcomes), indent=1, ensure_ascii=False))
     else:
         typer.echo(tables(outcomes))
-        for note in notes(outcomes):
-            typer.echo(note, err=True)
+    for note in notes(outcomes):
+        typer.echo(note, err=True)
     if results is not None:
         publish(report(outcomes, command_of(context)), TITLE, results)

@@ -40,6 +40,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         self.seed = seed
         self.max_length = context_limit(model)
         self._device = model.device
+        self.num_cut = 0
+        """Prompts that lost their beginning, as they were longer than the context."""
 
     @property
     def eot_token_id(self) -> int:
@@ -70,6 +72,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         pairs: list[Pair] = [(context, continuation) for _, context, continuation in requests]
+        self.num_cut += sum(len(context) + len(continuation) - 1 > self.max_length for context, continuation in pairs)
         with _bar(len(pairs), "log-likelihoods", disable_tqdm) as bar:
             results = [(one.logprob, one.greedy) for one in score_pairs(self.model, pairs, bar.update)]
         for request, result in zip(requests, results, strict=True):
@@ -105,7 +108,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         for number, request in enumerate(requests):
             context, options = request.args
             params, stop = self._params(options, number)
-            prompt = self.texts.prompt(context, params.max_new_tokens, self.max_length)
+            prompt, cut = self.texts.prompt(context, params.max_new_tokens, self.max_length)
+            self.num_cut += cut
             runs.append(Request(prompt, params))
             stops.append(stop)
         results = [""] * len(runs)

@@ -53,8 +53,8 @@ def word_problem(row: Row, shots: Sequence[Row]) -> WrittenExample:
 
     def grade(text: str) -> Grades:
         return {
-            "exact_match": float(plain_number(last_number(text)) == right),
-            "strict_match": float(plain_number(stated_number(text)) == right),
+            "exact_match/strict-match": float(plain_number(stated_number(text)) == right),
+            "exact_match/flexible-extract": float(plain_number(last_number(text)) == right),
         }
 
     return WrittenExample(prompt=Prompt(question=_problem(row), shots=solved), grade=grade)

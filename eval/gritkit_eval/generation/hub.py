@@ -16,6 +16,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Harness:
 
     def check(self, name: str) -> None:
         """Raises InputError for a task that the harness does not know."""
-        if _is_definition(name):
+        if is_definition(name):
             return
         known = self._manager(name).all_tasks
         if name in known:
@@ -55,7 +56,7 @@ class Harness:
 
     def version(self, name: str) -> str:
         """Of the task's definition; its data have none."""
-        return f"{self._release} {digest(Path(name))}" if _is_definition(name) else self._release
+        return f"{self._release} {digest(Path(name))}" if is_definition(name) else self._release
 
     def measure(self, model: GritModel, name: str, options: Options) -> tuple[Measured, str]:
         """(what a task gave, the name of its main metric: the first that it lists).
@@ -75,15 +76,17 @@ class Harness:
             task.set_fewshot_seed(seed=options.seed)
         random.seed(options.seed)
         np.random.seed(options.seed)
+        asked = HarnessModel(model, seed=options.seed)
         results = evaluate(
-            HarnessModel(model, seed=options.seed),
+            asked,
             loaded,
             limit=options.limit,
             apply_chat_template=options.chat,
             fewshot_as_multiturn=True,
             bootstrap_iters=0,
         )
-        return _measured(name, results)
+        measured, main = _measured(name, results)
+        return replace(measured, scores=measured.scores | {"cut": float(asked.num_cut)}), main
 
     @staticmethod
     @cache
@@ -94,7 +97,7 @@ class Harness:
         return TaskManager(include_defaults=everything)
 
     def _manager(self, name: str) -> Any:
-        return self._manager_of(not _is_definition(name))
+        return self._manager_of(not is_definition(name))
 
     def _load(self, name: str) -> Any:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # of its many tries only the end is told, below
@@ -112,7 +115,8 @@ class Harness:
         return loaded
 
 
-def _is_definition(name: str) -> bool:
+def is_definition(name: str) -> bool:
+    """Whether it is a file that says what a task is; which other files that one reads cannot be told from it."""
     return name.endswith((".yaml", ".yml")) and Path(name).is_file()
 
 

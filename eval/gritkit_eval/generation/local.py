@@ -19,11 +19,11 @@ from typing import TypeVar
 
 from gritkit.errors import InputError, MissingExtraError, RecordError
 from gritkit.files import resolve
-from gritkit_eval.generation import answers, choices, code, instructions, rows
+from gritkit_eval.generation import answers, choices, code, instructions, rows, sandbox
 from gritkit_eval.generation.sandbox import Limits
 from gritkit_eval.generation.tasks import ChoiceExample, Prompt, Task
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Of all tasks here; a change makes results new ones."""
 log = logging.getLogger("gritkit")
 T = TypeVar("T")
@@ -38,6 +38,8 @@ class Options:
     limit: int | None = None
     seed: int = 0
     allow_code: bool = False
+    unconfined: bool = False
+    """Run programs also where this machine cannot confine them."""
     chat: bool = False
 
 
@@ -174,8 +176,8 @@ def _word_problems(name: str, check: rows.Check) -> Loader:
         pool = rows.read(train, {"question": rows.text, "answer": answers.solution}) if count else []
         made = [answers.word_problem(row, drawn(row.number, pool, count, options)) for row in kept(problems, options)]
         return Task(
-            name=name, kind="mathematics", version=version([file, train] if count else [file]), metric="exact_match",
-            written=made, stop=answers.MATH_STOP, num_fewshot=count,
+            name=name, kind="mathematics", version=version([file, train] if count else [file]),
+            metric="exact_match/strict-match", written=made, stop=answers.MATH_STOP, num_fewshot=count,
         )  # fmt: skip
 
     return load
@@ -220,6 +222,7 @@ def _open_questions(data: Path, options: Options) -> Task:
 def _functions(data: Path, options: Options) -> Task:
     if not options.allow_code:
         raise InputError("humaneval runs programs that the model writes: allow it with --allow-code")
+    sandbox.check(unconfined=options.unconfined)
     _fixed("humaneval", options, 0)
     file = data / "gen_eval/humaneval/test.jsonl.gz"
     problems = rows.read(file, {"prompt": rows.text, "test": rows.text, "entry_point": rows.text})

@@ -43,16 +43,17 @@ def measure(model: GritModel, task: Task, *, chat: bool, progress: bool = False)
     """
     texts = Texts(model.tokenizer)
     written: list[str] = []
+    num_cut = 0
     with _bar(progress, task) as bar:
         try:
             if task.choices:
-                grades = _choose(model, texts, task, chat, bar)
+                grades, num_cut = _choose(model, texts, task, chat, bar)
             else:
-                written = _write(model, texts, task, chat, bar)
+                written, num_cut = _write(model, texts, task, chat, bar)
                 grades = [one.grade(text) for one, text in zip(task.written, written, strict=True)]
         except InputError as error:
             raise InputError(f"{task.name}: {error}") from None
-    scores = dict(task.total(grades))
+    scores = dict(task.total(grades)) | {"cut": float(num_cut)}
     if task.chance is not None:
         scores["chance"] = task.chance
     return Measured(scores | _by_subset(task, grades), [grade[task.metric] for grade in grades], written)
@@ -62,7 +63,8 @@ def _context(texts: Texts, prompt: Prompt, chat: bool) -> str:
     return texts.chat(prompt.messages()) + prompt.opening if chat else prompt.text()
 
 
-def _choose(model: GritModel, texts: Texts, task: Task, chat: bool, bar: Any) -> list[Grades]:
+def _choose(model: GritModel, texts: Texts, task: Task, chat: bool, bar: Any) -> tuple[list[Grades], int]:
+    """(grades, how many prompts lost their beginning)."""
     limit = context_limit(model)
     of_example = [_pairs(texts, example, chat) for example in task.choices]
     fits = [all(len(continuation) <= limit for _, continuation in pairs) for pairs in of_example]
@@ -72,12 +74,13 @@ def _choose(model: GritModel, texts: Texts, task: Task, chat: bool, bar: Any) ->
         log.warning(
             "%s: %d of the examples do not fit the model's context and count as wrong", task.name, fits.count(False)
         )
-    return [
+    grades = [
         example.grade([next(scored).logprob for _ in example.answers])
         if held
         else dict.fromkeys(_metrics(example), 0.0)
         for held, example in zip(fits, task.choices, strict=True)
     ]
+    return grades, sum(any(len(before) + len(after) - 1 > limit for before, after in its) for its in of_example)
 
 
 def _pairs(texts: Texts, example: ChoiceExample, chat: bool) -> list[Pair]:
@@ -93,19 +96,25 @@ def _metrics(example: ChoiceExample) -> list[str]:
     return list(example.grade([0.0] * len(example.answers)))
 
 
-def _write(model: GritModel, texts: Texts, task: Task, chat: bool, bar: Any) -> list[str]:
-    limit = context_limit(model)
+def _write(model: GritModel, texts: Texts, task: Task, chat: bool, bar: Any) -> tuple[list[str], int]:
+    """(texts, how many prompts lost their beginning)."""
+    limit, num_cut = context_limit(model), 0
     params = greedy(min(task.max_new_tokens, limit // 2), task.stop)
+    if params.max_new_tokens < task.max_new_tokens:
+        log.warning("%s: answers have %d tokens instead of %d, half of the model's context", task.name,
+                    params.max_new_tokens, task.max_new_tokens)  # fmt: skip
     requests = []
     for example in task.written:
         context = _context(texts, example.prompt, chat)
-        requests.append(Request(texts.prompt(context, params.max_new_tokens, limit), params))
+        prompt, cut = texts.prompt(context, params.max_new_tokens, limit)
+        num_cut += cut
+        requests.append(Request(prompt, params))
     made = [""] * len(requests)
     for event in model.stream_requests(requests):
         if isinstance(event, Finished):
             made[event.row] = texts.written(event.completion.token_ids, task.stop)
             bar.update(1)
-    return made
+    return made, num_cut
 
 
 def _by_subset(task: Task, grades: Sequence[Grades]) -> dict[str, float]:

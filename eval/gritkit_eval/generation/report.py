@@ -12,11 +12,11 @@ from typing import Any
 
 from gritkit_eval.bench.report import section, table
 from gritkit_eval.generation.run import PERPLEXITY
-from gritkit_eval.generation.sandbox import missing
 from gritkit_eval.outcome import Outcome, plain
+from gritkit_eval.report.gathered import rises
 
 TITLE = "eval generation"
-_ABOUT = ("chance", "macro", "window", "stride", "num_tokens", "num_texts", "instructions")
+_ABOUT = ("chance", "cut", "macro", "window", "stride", "num_tokens", "num_texts", "instructions")
 """Scores that are no result of their own."""
 
 
@@ -37,7 +37,7 @@ def _table(kind: str, outcomes: Sequence[Outcome]) -> str:
         for metric in _metrics(first):
             values = [_value(found.get((task, model)), metric, kind) for model in models]
             lines.append([task, metric, _count(first), _chance(first, metric), *values])
-    if kind != PERPLEXITY and len(tasks) > 1:
+    if len(tasks) > 1 and all(rises(outcome.metric) for outcome in outcomes):
         means = [_mean([found.get((task, model)) for task in tasks]) for model in models]
         lines.append(["**average**", "main metric", "", "", *means])
     return f"**{kind}**\n\n" + table(["task", "metric", "examples", "chance", *models], lines)
@@ -94,8 +94,14 @@ def notes(outcomes: Sequence[Outcome]) -> list[str]:
         if left_out:
             counted = ", ".join(f"{name} ({count})" for name, count in left_out.items())
             made.append(f"{outcome.task} without the prompts that ask for what cannot be checked here: {counted}.")
-    if any(outcome.task == "humaneval" for outcome in outcomes) and missing():
-        made.append(f"Programs ran without these walls, which the machine does not permit: {', '.join(missing())}.")
+        if outcome.scores.get("cut"):
+            made.append(
+                f"{outcome.model}, {outcome.task}: {outcome.scores['cut']:.0f} prompts were longer than the context "
+                "and lost their beginning, solved examples first."
+            )
+        if "walls_missing" in outcome.settings:
+            lacking = outcome.settings["walls_missing"]
+            made.append(f"Programs ran without these walls, which the machine does not permit: {lacking}.")
     return list(dict.fromkeys(made))
 
 

@@ -5,9 +5,11 @@ This module knows nothing about how a task is answered, or tables.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from gritkit import GritModel
 from gritkit.errors import InputError
 from gritkit.files import resolve
 from gritkit_eval.arguments import check_names, listed, named
-from gritkit_eval.generation.hub import Harness
+from gritkit_eval.generation import sandbox
+from gritkit_eval.generation.hub import Harness, is_definition
 from gritkit_eval.generation.local import LOCAL, Options, load_tasks
 from gritkit_eval.generation.measure import Measured, measure
 from gritkit_eval.generation.perplexity import predict, read_texts, spans
@@ -63,6 +66,8 @@ class Job:
     run: Callable[[GritModel], tuple[Measured, str]]
     """The scores, and the name of the main one."""
     packages: tuple[str, ...] = ()
+    resumes: bool = True
+    """Whether an earlier outcome stands for a new one: False where what it depends on cannot all be named."""
 
 
 def run(settings: Settings, *, progress: bool = False) -> list[Outcome]:
@@ -87,20 +92,27 @@ def run(settings: Settings, *, progress: bool = False) -> list[Outcome]:
 
 
 def _outcome(job: Job, name: str, model: GritModel, folder: OutcomeFolder | None) -> Outcome:
-    if folder is not None:
-        found = folder.find(KIND, job.task, job.version, model.fingerprint, job.settings)
+    settings = job.settings | {"prompts": _prompts_of(model, chat=bool(job.settings.get("chat")))}
+    if folder is not None and job.resumes:
+        found = folder.find(KIND, job.task, job.version, model.fingerprint, settings)
         if found is not None:
-            return found
+            return replace(found, model=name)
     start = time.perf_counter()
     measured, metric = job.run(model)
     outcome = Outcome(
         kind=KIND, task=job.task, task_type=job.task_type, version=job.version, model=name,
         fingerprint=model.fingerprint, metric=metric, scores=measured.scores, seconds=time.perf_counter() - start,
-        examples=measured.examples or None, settings=job.settings, versions=versions_of(*_PACKAGES, *job.packages),
+        examples=measured.examples or None, settings=settings, versions=versions_of(*_PACKAGES, *job.packages),
     )  # fmt: skip
     if folder is not None:
         folder.save(outcome)
     return outcome
+
+
+def _prompts_of(model: GritModel, *, chat: bool) -> str:
+    """Digest of what makes prompts and is not in the fingerprint: the chat template, and which tokens begin and end."""
+    made = [model.tokenizer.chat_template if chat else None, model.tokenizer.bos_token_id, model.tokenizer.eos_token_id]
+    return hashlib.blake2b(json.dumps(made, default=str).encode(), digest_size=8).hexdigest()
 
 
 # -- what there is to do ----------------------------------------------------------------------------------------------
@@ -132,6 +144,8 @@ def _is_local(name: str, shared: Path | None) -> bool:
 
 def _local_job(task: Task, options: Options, progress: bool) -> Job:
     settings = _settings(options) | {"num_fewshot": task.num_fewshot}
+    if task.kind == "code" and sandbox.missing():
+        settings["walls_missing"] = ", ".join(sandbox.missing())
     if task.left_out:
         settings["left_out"] = dict(sorted(task.left_out.items()))
     return Job(
@@ -146,6 +160,7 @@ def _harness_job(harness: Harness, name: str, options: Options) -> Job:
         task=Path(name).stem, task_type="lm-eval", version=harness.version(name),
         settings=_settings(options) | {"num_fewshot": options.num_fewshot},
         run=lambda model: harness.measure(model, name, options), packages=("lm-eval", "datasets"),
+        resumes=not is_definition(name),
     )  # fmt: skip
 
 
@@ -154,7 +169,10 @@ def _settings(options: Options) -> dict[str, Any]:
 
 
 def _text_jobs(settings: Settings, progress: bool) -> list[Job]:
-    return [_text_job(path, settings, progress) for path in settings.perplexity]
+    jobs = {job.task: job for job in (_text_job(path, settings, progress) for path in settings.perplexity)}
+    if len(jobs) < len(settings.perplexity):
+        raise InputError("two files of --perplexity have the same name in folders of the same name: rename one")
+    return list(jobs.values())
 
 
 def _text_job(path: Path, settings: Settings, progress: bool) -> Job:
@@ -167,8 +185,9 @@ def _text_job(path: Path, settings: Settings, progress: bool) -> Job:
         looked = {"window": float(window), "stride": float(stride)}
         return Measured(made.scores | looked, [], []), "bits_per_byte"
 
+    path = resolve(path)
     return Job(
-        task=f"perplexity of {path.name}", task_type=PERPLEXITY, version=digest(resolve(path)),
+        task=f"perplexity of {path.parent.name}/{path.name}", task_type=PERPLEXITY, version=digest(path),
         settings={"limit": limit, "window": settings.window}, run=predicted,
     )  # fmt: skip
 

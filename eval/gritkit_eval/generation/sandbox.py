@@ -2,10 +2,13 @@
 
 The process (:mod:`gritkit_eval.generation.sandbox_jail`) has an empty environment, an empty folder, limits of processor
 time, memory and file size, and is killed when its time is up. On Linux it also cannot start processes or open sockets
-(seccomp), and sees the file system read-only and no network (namespaces), as far as the machine permits: what holds is
-in :attr:`Ran.holds`. This confines careless programs, and most hostile ones; it is no wall against a studied attack.
+(seccomp), writes to no file or device outside its folder (Landlock), and sees the file system read-only and no network
+(namespaces), as far as the machine permits: what holds is in :attr:`Ran.holds`, and :func:`check` refuses to go without
+what must. This confines careless programs, and most hostile ones; it is no wall against a studied attack.
 
-A program has passed when its last statement was reached: only then the jail writes a random word that it was given.
+A program has passed when its last statement was reached: then the jail writes a random word that it was given. One that
+looks for the word in the jail's own frames finds it: who writes such programs can cheat, and a model that does not
+know of it will not.
 
 This module knows nothing about tasks or models.
 """
@@ -26,10 +29,14 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from gritkit.errors import InputError
+
 JAIL = Path(__file__).with_name("sandbox_jail.py")
 Ending = Literal["passed", "failed", "out of time"]
-ALL = ("no processes", "no sockets", "read-only files", "no network")
+ALL = ("no processes", "no sockets", "read-only files", "no devices", "no network")
 """What can hold beside the limits."""
+NEEDED = ("no processes", "no sockets", "read-only files")
+"""Without these a program reaches other files, processes and machines."""
 _REPLY = 1 << 12
 """Bytes that are read of what comes back; more is a flood."""
 
@@ -115,3 +122,13 @@ def missing() -> tuple[str, ...]:
     """What of :data:`ALL` this machine does not permit."""
     holds = run("").holds
     return tuple(name for name in ALL if name not in holds)
+
+
+def check(*, unconfined: bool) -> None:
+    """Raises InputError where programs would not be confined, unless that is what was asked for."""
+    lacking = [name for name in NEEDED if name in missing()]
+    if lacking and not unconfined:
+        raise InputError(
+            f"this machine cannot confine programs ({', '.join(lacking)} is not to be had): use a Linux with Landlock, "
+            "or give --unconfined to run what a model writes all the same"
+        )

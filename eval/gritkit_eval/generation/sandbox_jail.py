@@ -6,8 +6,9 @@ FD which walls stand, and runs the program. It imports nothing but the standard 
 
 On Linux: namespaces of users, mounts, network and IPC (``unshare``), the whole file system read-only
 (``mount_setattr``) but for a small one in memory for the program's folder, ``/proc`` hidden (it shows other processes'
-environments), and a seccomp filter that refuses to start processes or threads, to signal or trace, to open sockets, and
-to build namespaces.
+environments); a seccomp filter that refuses to start processes or threads, to signal or trace, to open sockets, and
+to build namespaces; and Landlock, by which nothing outside the folder is opened for writing, devices and pipes that a
+read-only file system lets through included. Filter and Landlock need no namespaces, which containers often refuse.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ _PROCESS_CALLS = {
 process_vm_readv and writev, unshare, setns, io_uring_setup: by the kernel's tables (aarch64 has no fork, no vfork)."""
 _SOCKET_CALLS = {"x86_64": (41, 53), "aarch64": (198, 199)}
 """socket, socketpair."""
+_SIGNAL_COMMANDS = {
+    "x86_64": ((72, (8, 10, 15)), (16, (0x8901, 0x8902))),
+    "aarch64": ((25, (8, 10, 15)), (29, (0x8901, 0x8902))),
+}
+"""fcntl with F_SETOWN, F_SETSIG, F_SETOWN_EX and ioctl with FIOSETOWN, SIOCSPGRP: the kernel then signals for one."""
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
+_WRITE, _DEVICE_CONTROL, _SCOPE_SIGNALS = 1 << 1, 1 << 15, 1 << 1
+_WRITES = _WRITE | sum(1 << bit for bit in range(4, 15))
+"""Writing, removing, making of every kind, linking elsewhere, cutting."""
+_WRITES_TO_FILES = _WRITE | sum(1 << bit for bit in (4, 5, 7, 8, 13, 14))
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = 0x40000000
 """Calls of x86_64's other tables begin here; all of them are refused."""
@@ -53,6 +64,8 @@ def main() -> None:
     os.close(nowhere)
     del sys.argv[1:]
     _limit(setting)
+    if sys.platform == "linux" and _landlock(setting["folder"]):
+        walls = ["read-only files", "no devices", *walls]
     if sys.platform == "linux" and _filter():
         walls = ["no processes", "no sockets", *walls]
     elif os.getuid() and _lower(resource.RLIMIT_NPROC, 0):
@@ -120,20 +133,47 @@ def _lower(what: int, value: int) -> bool:
     return True
 
 
+def _landlock(folder: str) -> bool:
+    """Nothing but the folder's files, and nowhere's, may be written from now on; False where the kernel is too old."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    version = libc.syscall(_LANDLOCK_CREATE, None, 0, 1)
+    if version < 3 or libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0):  # the first two let files be cut
+        return False
+    handled = _WRITES | (_DEVICE_CONTROL if version >= 5 else 0)
+    attributes = struct.pack("=QQQ", handled, 0, _SCOPE_SIGNALS if version >= 6 else 0)
+    rules = libc.syscall(_LANDLOCK_CREATE, attributes, len(attributes) if version >= 6 else 8, 0)
+    if rules < 0:
+        return False
+    for path, allowed in ((folder, _WRITES_TO_FILES), (os.devnull, _WRITE)):
+        place = os.open(path, os.O_PATH)
+        libc.syscall(_LANDLOCK_ADD, rules, 1, struct.pack("=Qi", allowed, place), 0)
+        os.close(place)
+    done = libc.syscall(_LANDLOCK_RESTRICT, rules, 0) == 0
+    os.close(rules)
+    return bool(done)
+
+
 def _filter() -> bool:
     """Refuse the calls of the tables above from now on, for good. False where the machine's table is not known."""
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         return False
-    calls = _PROCESS_CALLS[machine] + _SOCKET_CALLS[machine]
+    refused = _PROCESS_CALLS[machine] + _SOCKET_CALLS[machine]
     load, equal, at_least, back = 0x20, 0x15, 0x35, 0x06
     kill, refuse, allow = 0x80000000, 0x00050000 | 1, 0x7FFF0000
-    code = [(load, 0, 0, 4), (equal, 1, 0, _ARCHITECTURES[machine]), (back, 0, 0, kill), (load, 0, 0, 0)]
+    number, architecture, second = 0, 4, 24  # where the call's number, its table and its second argument stand
+    code = [(load, 0, 0, architecture), (equal, 1, 0, _ARCHITECTURES[machine]), (back, 0, 0, kill)]
+    code += [(load, 0, 0, number)]
     if machine == "x86_64":
         code += [(at_least, 0, 1, _X32), (back, 0, 0, refuse)]
-    for left, call in zip(range(len(calls), 0, -1), calls, strict=True):
-        code.append((equal, left, 0, call))
-    code += [(back, 0, 0, allow), (back, 0, 0, refuse)]
+    for call in refused:
+        code += [(equal, 0, 1, call), (back, 0, 0, refuse)]
+    for call, commands in _SIGNAL_COMMANDS[machine]:
+        code += [(equal, 0, 1 + 2 * len(commands) + 1, call), (load, 0, 0, second)]
+        for command in commands:
+            code += [(equal, 0, 1, command), (back, 0, 0, refuse)]
+        code += [(back, 0, 0, allow)]
+    code += [(back, 0, 0, allow)]
     packed = b"".join(struct.pack("=HBBI", *one) for one in code)
     buffer = ctypes.create_string_buffer(packed)
     program = struct.pack("@HP", len(code), ctypes.addressof(buffer))

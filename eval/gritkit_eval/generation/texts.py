@@ -86,8 +86,8 @@ class Texts:
             text = text.split(end)[0] if end else text
         return text
 
-    def prompt(self, text: str, max_new_tokens: int, limit: int) -> list[int]:
-        """Ids of a prompt to continue; one that leaves too little room loses its beginning.
+    def prompt(self, text: str, max_new_tokens: int, limit: int) -> tuple[list[int], bool]:
+        """Ids of a prompt to continue, and whether it lost its beginning, as it left too little room.
 
         Raises:
             InputError: where the answer alone would fill the context, or the prompt has no token.
@@ -97,7 +97,8 @@ class Texts:
         ids = self.encode(text)
         if not ids:
             raise InputError("the prompt is empty: there is nothing to continue")
-        return ids[-(limit - max_new_tokens) :]
+        room = limit - max_new_tokens
+        return ids[-room:], len(ids) > room
 
 
 def greedy(max_new_tokens: int, stop: Sequence[str], **more: Any) -> SamplingParams:

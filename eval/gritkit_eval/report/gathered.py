@@ -32,7 +32,7 @@ DATA_SETTINGS = ("limit", "seed", "split")
 FORMS = ("efficiency",)
 """Kinds whose outcomes of the type of that name have a form of the model as their task."""
 _FALLING = {
-    "perplexity", "ppl", "loss", "nll", "bits", "kl", "error", "errors", "wer", "cer", "latency", "seconds", "ttft",
+    "perplexity", "ppl", "loss", "nll", "brier", "bits", "kl", "error", "errors", "wer", "cer", "latency", "seconds", "ttft",
     "ms", "bytes", "time",
 }  # fmt: skip
 
