@@ -47,7 +47,7 @@ export async function* stream(path, body, { signal } = {}) {
   throw new ApiError("The connection ended before the answer did.");
 }
 
-/** Server-sent events of a byte stream, as the HTML standard reads them; what it says about reconnecting is left out. */
+/** Server-sent events of a byte stream, as the HTML standard reads them, but for what it says about reconnecting. */
 export async function* events(bytes) {
   const reader = bytes.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";

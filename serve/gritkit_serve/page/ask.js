@@ -2,7 +2,7 @@
 
 import { stream } from "./api.js";
 import { droppedText, endingText, legend, reuseBadge, sourceList, timingFigures, usageText } from "./answers.js";
-import { announce, byId, counted, el, errorNote, swap } from "./dom.js";
+import { announce, appendText, byId, counted, el, errorNote, swap } from "./dom.js";
 
 const form = byId("ask-form");
 const text = byId("ask-text");
@@ -92,9 +92,9 @@ async function receive(events, card, question) {
         el("p", { className: "quiet" }, droppedText(data.dropped)),
       );
     } else if (event === "delta") {
-      card.reply.append(data.text);
+      appendText(card.reply, data.text);
     } else if (event === "answer") {
-      card.reply.textContent = data.text;
+      card.reply.textContent = data.text.trim();
       sources?.refresh(data.text);
       card.left.append(reuseBadge(data), timingFigures(data.timings), card.foot);
       card.foot.textContent = [endingText(data.finish_reason), usageText(data.usage)].filter(Boolean).join(" ");

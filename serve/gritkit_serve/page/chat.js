@@ -3,7 +3,7 @@
 
 import { stream } from "./api.js";
 import { droppedText, endingText, legend, reuseBadge, sourceList, timingFigures, usageText } from "./answers.js";
-import { announce, byId, counted, el, errorNote, swap } from "./dom.js";
+import { announce, appendText, byId, counted, el, errorNote, swap } from "./dom.js";
 
 const log = byId("chat-log");
 const form = byId("chat-form");
@@ -80,9 +80,8 @@ function retry(turn, message, model) {
 }
 
 function remember(turn, message) {
-  const said = turn.said.textContent;
-  if (said && turn.answer.isConnected) {
-    messages.push({ role: "user", content: message }, { role: "assistant", content: said });
+  if (turn.text && turn.answer.isConnected) {
+    messages.push({ role: "user", content: message }, { role: "assistant", content: turn.text });
   }
 }
 
@@ -112,7 +111,10 @@ async function receive(events, turn, message) {
   for await (const { data } of events) {
     const following = atEnd();
     const choice = data.choices?.[0];
-    if (choice?.delta?.content) turn.said.append(choice.delta.content);
+    if (choice?.delta?.content) {
+      turn.text += choice.delta.content;
+      appendText(turn.said, choice.delta.content);
+    }
     ended = choice?.finish_reason ?? ended;
     usage = data.usage ?? usage;
     Object.assign(found, data.gritkit);
@@ -132,11 +134,11 @@ async function receive(events, turn, message) {
     if (following) turn.answer.scrollIntoView({ block: "end" });
   }
   const following = atEnd();
-  sources?.refresh(turn.said.textContent);
+  sources?.refresh(turn.text);
   if (found.reuse) turn.after.prepend(reuseBadge(found));
   if (found.timings) turn.after.append(timingFigures(found.timings));
   turn.foot.textContent = [endingText(ended), usageText(usage)].filter(Boolean).join(" ");
-  if (!turn.said.textContent) turn.foot.prepend("The model had nothing to say. ");
+  if (!turn.text.trim()) turn.foot.prepend("The model had nothing to say. ");
   if (following) turn.answer.scrollIntoView({ block: "end" });
 }
 
@@ -152,7 +154,7 @@ function turnFor(message) {
     foot,
   );
   const asked = el("article", { className: "asked-turn", ariaLabel: "You" }, el("p", { dir: "auto" }, message));
-  return { asked, answer, said, after, foot };
+  return { asked, answer, said, after, foot, text: "" };
 }
 
 /** Whether the reader looks at the end, and so wants to follow it. */

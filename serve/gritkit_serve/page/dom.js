@@ -29,6 +29,12 @@ function filled(node, properties, children) {
   return node;
 }
 
+/** Append to what is said, without the space or line that models like to begin with. */
+export function appendText(node, text) {
+  const shown = node.hasChildNodes() ? text : text.trimStart();
+  if (shown) node.append(shown);
+}
+
 /** Say something to those who listen instead of look. */
 export function announce(text) {
   byId("announcer").textContent = text;

@@ -72,8 +72,9 @@ function picture(texts, vectors) {
   };
   let width = 0;
   redraw = () => {
-    if (byId("plot").clientWidth === width) return;
-    width = byId("plot").clientWidth;
+    const now = byId("plot").clientWidth; // 0 while another area is shown
+    if (!now || now === width) return;
+    width = now;
     look = draw(byId("plot"), { texts, points, descriptions, onLook });
     if (looked !== null) onLook(looked);
   };
@@ -87,6 +88,8 @@ function picture(texts, vectors) {
   announce(`${counted(texts.length, "text")} plotted.`);
 }
 
+const meter = (cosine) => el("meter", { min: 0, max: 1, value: cosine, ariaHidden: "true" });
+
 function closestPairs(texts, similar) {
   const pairs = texts.flatMap((text, i) => texts.slice(0, i).map((other, j) => [similar[i][j], [other, text]]));
   return pairs.sort(([a], [b]) => b - a);
@@ -98,7 +101,7 @@ function fill(rows) {
     el(
       "tr",
       {},
-      el("td", { className: "number" }, cosine.toFixed(3), el("meter", { min: 0, max: 1, value: cosine, ariaHidden: "true" })),
+      el("td", { className: "number" }, cosine.toFixed(3), meter(cosine)),
       el("td", {}, ...texts.map((text) => el("div", { dir: "auto" }, text))),
     ),
   );

@@ -9,7 +9,7 @@ const ARROWS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], Arro
 
 /**
  * Draw into `place`, as wide as it is. `descriptions` are what a screen reader says of each point; `onLook(index)` is
- * called when a point gets the pointer or the focus. Returns `look(index, near)`, which marks a point and those near it.
+ * called when a point gets the pointer or the focus. Returns `look(index, near)`, which marks a point and its links.
  */
 export function draw(place, { texts, points, descriptions, onLook }) {
   const width = Math.max(240, place.clientWidth);
@@ -47,7 +47,7 @@ export function draw(place, { texts, points, descriptions, onLook }) {
     ...marks,
     banner,
   );
-  const hadFocus = place.contains(document.activeElement);
+  let refocus = place.contains(document.activeElement);
   place.replaceChildren(picture);
   placeLabels(marks, at, width, height);
 
@@ -61,8 +61,12 @@ export function draw(place, { texts, points, descriptions, onLook }) {
       ...near.map((i) => svg("line", { x1: at[index][0], y1: at[index][1], x2: at[i][0], y2: at[i][1] })),
     );
     picture.classList.add("looking");
-    showBanner(banner, shortened(texts[index], long + 12), at[index], width);
-    if (hadFocus && !place.contains(document.activeElement)) marks[index].focus();
+    const others = near.flatMap((i) => [...marks[i].children].slice(1).map((part) => part.getBBox()));
+    showBanner(banner, shortened(texts[index], long + 12), at[index], width, others);
+    if (refocus) {
+      refocus = false;
+      marks[index].focus();
+    }
   };
   return look;
 }
@@ -110,18 +114,31 @@ function placeLabels(marks, at, width, height) {
   });
 }
 
-/** The label of the point that is looked at, over all others. */
-function showBanner(banner, text, [x, y], width) {
-  const label = svg("text", { "text-anchor": "middle" }, text);
-  const ground = svg("rect", { rx: 4, height: LINE + 8 });
+/** The label of the point that is looked at, over all others: where it hides least of those near it. */
+function showBanner(banner, text, [x, y], width, others) {
+  const label = svg("text", {}, text);
+  const height = LINE + 8;
+  const ground = svg("rect", { rx: 4, height });
   banner.replaceChildren(ground, label);
   const length = label.getComputedTextLength() + 16;
-  const middle = Math.min(Math.max(x, length / 2 + 1), width - length / 2 - 1);
-  const base = y > 2 * LINE + 12 ? y - 22 : y + 30;
-  for (const [name, value] of [["x", middle], ["y", base]]) label.setAttribute(name, value);
-  for (const [name, value] of [["x", middle - length / 2], ["y", base - LINE], ["width", length]]) {
-    ground.setAttribute(name, value);
+  const middle = Math.min(Math.max(x - length / 2, 1), width - length - 1);
+  const places = [
+    [middle, y - 14 - height],
+    [middle, y + 14],
+    [x + 14, y - height / 2],
+    [x - 14 - length, y - height / 2],
+  ].filter(([left, top]) => left >= 0 && left + length <= width && top >= 0);
+  const hidden = ([left, top]) => {
+    const box = [left, top, left + length, top + height];
+    return others.filter((one) => overlap(box, [one.x, one.y, one.x + one.width, one.y + one.height])).length;
+  };
+  const first = places[0] ?? [1, y + 14];
+  const [left, top] = places.reduce((best, place) => (hidden(place) < hidden(best) ? place : best), first);
+  for (const [node, dx, dy] of [[ground, 0, 0], [label, 8, LINE]]) {
+    node.setAttribute("x", left + dx);
+    node.setAttribute("y", top + dy);
   }
+  ground.setAttribute("width", length);
 }
 
 const overlap = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from tests.models import grit_model
 from tests.serve.page.browsing import BEAVERS, Visits, ask, drop, go
-from tests.serve.serving import Running
+from tests.serve.serving import Running, serving
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,7 @@ def test_a_first_visitor_drops_a_file_asks_and_sees_the_answer_with_its_source(e
                         card.locator(".figures").inner_text())  # fmt: skip
     with empty.client() as client:
         same = client.post("/v1/kb/documents/ask", json={"question": question, "max_tokens": 12}).json()
-    assert card.locator(".reply").text_content() == same["text"]
+    assert card.locator(".reply").text_content() == same["text"].strip()
 
 
 def test_a_badge_tells_cached_key_values_from_computed_ones(filled: Running, visit: Visits) -> None:
@@ -113,3 +114,13 @@ def test_what_the_server_refuses_is_said_in_its_words(filled: Running, visit: Vi
     with filled.client() as client:
         said = client.post("/v1/kb", json={"name": "animals"}).json()["error"]["message"]
     assert page.inner_text("#report").lower().startswith(said.lower())
+
+
+def test_a_server_without_knowledge_bases_says_so(visit: Visits) -> None:
+    visit.expect("status of 4")
+    with serving(grit_model("qwen3", prompt_format="grit")) as running:
+        page = visit(running.url + "#documents")
+        page.wait_for_selector(".dot.good")
+        drop(page, ("beavers.txt", BEAVERS))
+        page.wait_for_selector("#report .note")
+        assert "--kb" in page.inner_text("#report")

@@ -47,6 +47,20 @@ def test_the_playground_refuses_a_single_text(server: Running, visit: Visits) ->
     assert "at least two lines" in page.inner_text("#embed-form .note")
 
 
+def test_a_plot_that_is_drawn_again_keeps_the_focus_and_takes_it_from_nobody(server: Running, visit: Visits) -> None:
+    page = visit(server.url + "#embeddings")
+    page.wait_for_selector(".dot.good")
+    page.click("#embed-send")
+    page.locator("#plot .point").nth(1).focus()
+    page.set_viewport_size({"width": 700, "height": 800})
+    page.locator("#plot svg:not([width='689'])").wait_for()
+    assert page.evaluate("document.activeElement.matches('.point.on')")
+    page.focus("#embed-text")
+    page.locator("#plot .disc").nth(3).hover()
+    assert page.evaluate("document.activeElement.id") == "embed-text"
+    assert page.locator("#plot .point").nth(3).get_attribute("class") == "point on"
+
+
 def test_the_projection_is_that_of_a_singular_value_decomposition(server: Running, visit: Visits) -> None:
     page = visit(server.url)
     for shape in ((1, 8), (2, 8), (3, 3), (40, 64), (120, 16), (30, 1)):
