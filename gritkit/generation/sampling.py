@@ -63,7 +63,9 @@ class Sampler:
         seen = torch.tensor(self._seen)
         scores = logits_V[seen]
         penalty = self._params.repetition_penalty
-        logits_V[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+        penalised = torch.where(scores < 0, scores * penalty, scores / penalty)
+        # One near 0 divides beyond what a float holds: as large as it can be, no infinity that becomes a NaN.
+        logits_V[seen] = penalised.nan_to_num(nan=0.0)
         return logits_V
 
 

@@ -76,6 +76,17 @@ def test_temperatures_near_zero_are_greedy(temperature: float) -> None:
     assert Sampler(SamplingParams(temperature=temperature, seed=0), []).pick(torch.tensor([1.0, 30.0, -2.0])) == 1
 
 
+@pytest.mark.parametrize("penalty", [5e-324, 1e-40, 1e-38, 1e-3, 100.0])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0, 100.0])
+def test_a_penalty_of_any_size_leaves_numbers(penalty: float, temperature: float) -> None:
+    logits = torch.tensor([3.0, 0.0, -2.0, 1.0, 40.0])
+    params = SamplingParams(temperature=temperature, repetition_penalty=penalty, seed=0)
+    sampler = Sampler(params, [0, 1, 2])
+    assert all(sampler.pick(logits) in range(5) for _ in range(5))
+    if penalty < 1e-10:
+        assert Sampler(params, [0, 1, 2]).pick(logits) == 0  # what was seen and likely is all there is
+
+
 def test_frequencies_match_the_probabilities() -> None:
     """Chi-square with a fixed seed; 31.3 is the 99.9 % point of 11 degrees of freedom."""
     params = SamplingParams(temperature=1.4, seed=1)
