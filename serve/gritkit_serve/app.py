@@ -23,12 +23,26 @@ from gritkit_serve import errors
 from gritkit_serve.admission import Admission
 from gritkit_serve.limits import BodyLimits
 from gritkit_serve.observing import Observing
-from gritkit_serve.routes import chat, completions, embeddings, health, kb, kb_documents, models, page, rerank, tokenize
+from gritkit_serve.openapi import DescribedApp
+from gritkit_serve.routes import (
+    chat,
+    completions,
+    docs,
+    embeddings,
+    health,
+    kb,
+    kb_documents,
+    models,
+    page,
+    rerank,
+    tokenize,
+)
 from gritkit_serve.security import Guard
 from gritkit_serve.service import Service
 
 ROUTERS = (
     health.router,
+    docs.router,
     page.router,
     chat.router,
     completions.router,
@@ -49,7 +63,7 @@ TAKES_FILES = re.compile(r"/v1/kb/[^/]+/documents")
 def create_app(service: Service) -> FastAPI:
     """All routes of a service, behind all layers."""
     settings = service.settings
-    app = FastAPI(
+    app = DescribedApp(
         title="gritkit", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
         description="Chat, embeddings, reranking and question answering over documents, from one model.",
     )  # fmt: skip

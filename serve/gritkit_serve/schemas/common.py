@@ -14,7 +14,6 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -47,13 +46,8 @@ def is_none(value: object) -> bool:
 # -- kinds of values -----------------------------------------------------------------------------------------------
 
 
-def _integral(value: object) -> object:
-    """1.0 is a whole number in JSON."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_integral)]
-"""A whole number."""
+Whole = int
+"""A whole number: neither true nor "3" nor 3.0, as bodies guess no types."""
 
 
 def _encodable(text: str) -> str:
