@@ -131,7 +131,7 @@ def run(model_name: str, settings: Settings, host: str, port: int, load: Callabl
 def _keys(file: Path | None, host: str, origins: list[str]) -> tuple[str, ...]:
     """Raises InputError for a server that would be open to whom it should not be."""
     from gritkit_serve import logs
-    from gritkit_serve.security import check_host, check_origins, read_keys
+    from gritkit_serve.access import check_host, check_origins, read_keys
 
     logs.configure()
     keys = read_keys(file)
