@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from gritkit_eval.cli.options import Data, Form, Format, Limit, Models, Output, Results, Seed, Shared, Tasks, Types
+from gritkit_eval.cli.quiet import quiet_mteb
 
 
 def efficiency(
@@ -34,6 +35,7 @@ def efficiency(
     format: Format = Form.table,
 ) -> None:
     """Quality against parameters, layers, dimensions, tokens, precision, bytes of a vector and speed."""
+    quiet_mteb()
     from gritkit_eval.analysis.efficiency import Settings, run
     from gritkit_eval.analysis.publishing import outcome_folder, publish_report
     from gritkit_eval.arguments import listed, needed_data_folder, whole_numbers

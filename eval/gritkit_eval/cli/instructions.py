@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from gritkit_eval.cli.options import Data, Form, Format, Limit, Models, Output, Results, Seed, Shared, Tasks, Types
+from gritkit_eval.cli.quiet import quiet_mteb
 
 
 def instructions(
@@ -24,6 +25,7 @@ def instructions(
     format: Format = Form.table,
 ) -> None:
     """Each task with no instruction, the right one, a wrong one, a vague one, and the right one on documents too."""
+    quiet_mteb()
     from gritkit_eval.analysis.instructions import Settings, run
     from gritkit_eval.analysis.publishing import outcome_folder, publish_report
     from gritkit_eval.arguments import listed, needed_data_folder

@@ -6,13 +6,13 @@ This module knows nothing about how anything is measured.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gritkit_eval.cli.options import Data, Form, Format, Limit, Output, Results, Seed, Shared, Types
+from gritkit_eval.cli.quiet import quiet_mteb
 
 
 def mteb(
@@ -43,8 +43,7 @@ def mteb(
     format: Format = Form.table,
 ) -> None:
     """Embedding tasks under MTEB's protocols and metrics, from files or from the hub, beside baselines."""
-    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):  # mteb draws a bar for every subset
-        os.environ.setdefault(name, "1")
+    quiet_mteb()
     from gritkit.files import resolve
     from gritkit_eval.arguments import command_of, data_folder, listed
     from gritkit_eval.bench.report import publish
