@@ -5,8 +5,8 @@ memory or time without end, or crashes its parser, ends this process and not the
 of the server is in it: no model, no key, no knowledge base.
 
     stdin     a Job as JSON; its handles are open files that this process inherited
-    stdout    lines of JSON for each file in order, the last one of a file {"done": its name}:
-              {"id", "kind", "metadata", "bytes"} and then so many bytes of text, or {"where", "reason"}
+    stdout    lines of JSON: {"ready": true}; then for each file in order {"id", "kind", "metadata", "bytes"} and so
+              many bytes of text for a document, {"where", "reason"} for what cannot be read, {"done": name} at its end
 
 This module knows nothing about HTTP or knowledge bases, and imports no torch.
 """
@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from gritkit.rag.documents import to_json
 from gritkit.rag.sources import Failure, Source, read_file
 
 
@@ -48,6 +47,8 @@ def main() -> None:
     _limit("RLIMIT_CORE", 0)
     with contextlib.suppress(OSError):
         os.nice(5)
+    _line(sys.stdout.buffer, {"ready": True})
+    sys.stdout.buffer.flush()
     for handle, name in job.files:
         _limit("RLIMIT_CPU", int(sum(os.times()[:2])) + job.seconds)
         with os.fdopen(handle, "rb") as file:
@@ -74,7 +75,7 @@ def _wrong(source: Source, job: Job) -> str | None:
     if len(source.id) > job.max_id_chars:
         return f"its id has {len(source.id)} characters and may have {job.max_id_chars}"
     try:
-        size = len(to_json(source.metadata).encode())
+        size = len(json.dumps(source.metadata, ensure_ascii=False, allow_nan=False).encode())
     except ValueError as error:
         return f"its metadata cannot be written as JSON: {error}"
     if size > job.max_metadata_bytes:

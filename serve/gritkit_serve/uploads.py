@@ -37,6 +37,7 @@ _REQUESTS = 4  # whose files are taken in at once: each file above 1 MB is an op
 _PROCESSES = 2  # at work at once
 _FILES = 64  # of one process: each is an open one
 _RETRY_S = 5.0
+_START_S = 60.0  # for a process to begin, on a busy machine
 _PATIENCE = 4  # times the seconds of CPU that a file may take: on a busy machine it gets a part of one
 _LINE_BYTES = 4 * (MAX_ID_CHARS + MAX_METADATA_BYTES) + 4096  # in ASCII every character may take six bytes
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
@@ -123,7 +124,7 @@ class _Reading:
         )  # fmt: skip
         num_read, reason = 0, "reading it ended unexpectedly: is it damaged?"
         try:
-            await self._send(process, files)
+            await asyncio.wait_for(self._begin(process, files), _START_S)
             while num_read < len(files) and await self._file(process):
                 num_read += 1
         except asyncio.TimeoutError:
@@ -145,7 +146,8 @@ class _Reading:
     def _too_long(self) -> str:
         return f"reading it takes longer than {self._settings.parse_seconds} s: convert it to text first"
 
-    async def _send(self, process: asyncio.subprocess.Process, files: Sequence[tuple[int, str]]) -> None:
+    async def _begin(self, process: asyncio.subprocess.Process, files: Sequence[tuple[int, str]]) -> None:
+        """Give it its job, and have it begin."""
         settings = self._settings
         job = Job(
             files=files, jsonl_field=self._jsonl_field, max_file_bytes=settings.max_upload_bytes,
@@ -153,10 +155,12 @@ class _Reading:
             memory_bytes=settings.parse_memory_bytes,
         )  # fmt: skip
         assert process.stdin is not None
+        assert process.stdout is not None
         with contextlib.suppress(ConnectionError):  # it ended already; what it does not say tells that
             process.stdin.write(json.dumps(dataclasses.asdict(job)).encode())
             await process.stdin.drain()
             process.stdin.close()
+        await process.stdout.readline()
 
     async def _file(self, process: asyncio.subprocess.Process) -> bool:
         """Take what the process says of one file; False where it ended before it had said all."""

@@ -9,13 +9,15 @@ This module knows nothing about threads, stores, or what is in a file.
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from gritkit_serve.adding import Addition, Found, found_in
 from gritkit_serve.errors import HttpError, ParameterError
@@ -155,9 +157,9 @@ def _documents_of(body: bytes, settings: Settings) -> Found:
 
 
 async def _files_of(request: Request, service: Service) -> Found:
-    settings, reader = service.settings, service.files
-    with reader.room():
-        async with request.form(max_files=settings.max_documents, max_fields=len(_TEXT_FIELDS)) as form:
+    with service.files.room():
+        form = await _form_of(request, service.settings.max_documents)
+        try:
             uploads, texts = [], {}
             for field, value in form.multi_items():
                 if isinstance(value, UploadFile) and field in _FILE_FIELDS:
@@ -169,4 +171,31 @@ async def _files_of(request: Request, service: Service) -> Found:
                     raise ParameterError(f"unknown {kind} {field[:60]!r}: send files as 'files'", param="files")
             if not uploads:
                 raise ParameterError("files is missing: send at least one", param="files")
-            return await reader.read(uploads, **texts)
+            return await service.files.read(uploads, **texts)
+        finally:
+            await form.close()
+
+
+class _Form(MultiPartParser):
+    """Knows whether the end came: without it the last file would be left out in silence."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
+async def _form_of(request: Request, max_files: int) -> FormData:
+    """Raises HttpError (400) for what is no whole form."""
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        async for piece in request.stream():
+            yield piece
+        if not parser.ended:
+            raise MultiPartException("it has no end")
+
+    try:
+        parser = _Form(request.headers, pieces(), max_files=max_files, max_fields=len(_TEXT_FIELDS))
+        return await parser.parse()
+    except MultiPartException as error:
+        raise HttpError(f"the form cannot be read: {error.message}", status=400) from None
