@@ -105,12 +105,12 @@ class OutcomeFolder:
         """What an earlier run measured of just this, whatever the model was called; a file whose content belongs under
         another name is none. Raises InputError for a file that is not whole."""
         key = key_of(kind, task, version, fingerprint, settings)
-        found = map(load, sorted((self.folder / kind).glob(f"*/{_file_name(task, key)}")))
+        found = map(load, sorted((self.folder / kind).glob(f"*/{file_name(task, key)}")))
         return next((one for one in found if one.key == key), None)
 
     def save(self, outcome: Outcome) -> Path:
         """Write it whole or not at all."""
-        path = self.folder / outcome.kind / _plain(outcome.model) / _file_name(outcome.task, outcome.key)
+        path = self.folder / outcome.kind / _plain(outcome.model) / file_name(outcome.task, outcome.key)
         path.parent.mkdir(parents=True, exist_ok=True)
         fields = {"format": FORMAT, **dataclasses.asdict(outcome)}
         fields["scores"] = {name: _or_null(value) for name, value in outcome.scores.items()}
@@ -184,7 +184,8 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _file_name(task: str, key: str) -> str:
+def file_name(task: str, key: str) -> str:
+    """Of what belongs to one outcome."""
     return f"{_plain(task)}-{key[:16]}.json"
 
 

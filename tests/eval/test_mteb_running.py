@@ -21,6 +21,7 @@ from gritkit_eval.mteb.encoder import GritEncoder
 from gritkit_eval.mteb.local import load_tasks
 from gritkit_eval.mteb.running import evaluate, run
 from gritkit_eval.mteb.table import Board, plot, tables
+from gritkit_eval.report.gathered import gather
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # scikit-learn's, of classes that nobody predicted
 
@@ -77,6 +78,70 @@ def test_results_are_mtebs_own_files(data: Path, tmp_path: Path) -> None:
     assert found.scores["test"][0]["main_score"] == pytest.approx(outcome.score, abs=1e-5)
     assert json.loads(path.with_name("model_meta.json").read_text())["revision"] == revision
     assert outcome.version.startswith(found.dataset_revision)
+
+
+def test_other_subsets_of_a_task_are_measured_anew(data: Path, tmp_path: Path) -> None:
+    """A benchmark may ask for some languages of a task that stands in the hub with more."""
+    contestant, outcomes = from_model("tiny", shared_model()), OutcomeFolder(tmp_path)
+    (task,) = load_tasks(data, ["bitext.mirror"])
+    (both,) = run([contestant], [task], outcomes=outcomes)
+    task.hf_subsets = ["deu-eng"]
+    (one,) = run([contestant], [task], outcomes=outcomes)
+    assert one.version != both.version
+    assert one.score != both.score  # the French side is written backwards
+    task.hf_subsets = ["fra-eng", "deu-eng"]
+    assert run([contestant], [task], outcomes=outcomes) == [both]
+
+
+def test_limit_and_seed_are_said_of_every_contestant(data: Path, tmp_path: Path) -> None:
+    outcomes = OutcomeFolder(tmp_path)
+    tasks = load_tasks(data, ["sts.water", "retrieval.animals"], limit=6, seed=3)
+    run([from_model("tiny", shared_model()), BASELINES["tfidf"]()], tasks, outcomes=outcomes)
+    saved = outcomes.all()
+    assert len(saved) == 4
+    assert {(one.settings["limit"], one.settings["seed"]) for one in saved} == {(6, 3)}
+    (whole,) = run([BASELINES["tfidf"]()], load_tasks(data, ["sts.water"]), outcomes=outcomes)
+    assert "limit" not in whole.settings
+
+
+def test_mtebs_files_are_of_whole_tasks_and_come_back(data: Path, tmp_path: Path) -> None:
+    """Neither a run on some examples nor one on other data leaves its figures in the place of others."""
+    contestants = [from_model("tiny", shared_model()), BASELINES["tfidf"]()]
+    given: dict[str, Any] = {"outcomes": OutcomeFolder(tmp_path / "out"), "results": tmp_path / "out"}
+    names = ["sts.water"]
+    run(contestants, load_tasks(data, names), **given)
+    folder = tmp_path / "out/results"
+    whole = {path: path.read_bytes() for path in folder.rglob("sts.water.json")}
+    assert len(whole) == 2
+    run(contestants, load_tasks(data, names, limit=6), **given)
+    assert {path: path.read_bytes() for path in folder.rglob("sts.water.json")} == whole
+    changed = every_kind(tmp_path / "changed")
+    lines = (changed / "sts/water/test.jsonl").read_text().splitlines(keepends=True)
+    (changed / "sts/water/test.jsonl").write_text("".join(lines[:-2]))
+    run(contestants, load_tasks(changed, names), **given)
+    assert all(path.read_bytes() != content for path, content in whole.items())
+    run(contestants, load_tasks(data, names), **given)
+    assert {path: path.read_bytes() for path in folder.rglob("sts.water.json")} == whole
+    own = from_model("tiny", shared_model(), instructions={"STS": "Compare"})
+    run([own], load_tasks(data, names), **given)
+    assert {path: path.read_bytes() for path in whole} == whole
+    assert len(list(folder.rglob("sts.water.json"))) == 3
+
+
+def test_a_model_under_a_new_name_goes_on_as_that(data: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"outcomes": OutcomeFolder(tmp_path), "results": tmp_path}
+    (first,) = run([from_model("draft", shared_model())], load_tasks(data, ["sts.water"]), **given)
+    found = run([from_model("final", shared_model())], load_tasks(data, ["sts.water", "bitext.mirror"]), **given)
+    assert [one.model for one in found] == ["final", "final"]
+    assert [(one.score, one.made) for one in found if one.task == "sts.water"] == [(first.score, first.made)]
+    assert len(list((tmp_path / "results/gritkit__final").rglob("sts.water.json"))) == 1
+    gathered = gather([tmp_path])
+    assert [one.name for one in gathered.runs] == ["final"]
+    assert len(gathered.outcomes) == 2
+    both = run(
+        [from_model("a", shared_model()), from_model("b", shared_model())], load_tasks(data, ["sts.water"]), **given
+    )
+    assert Board.of(both).models == ["a", "b"]
 
 
 def test_a_ranking_has_the_figure_of_every_query(data: Path) -> None:

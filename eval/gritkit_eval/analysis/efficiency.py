@@ -30,8 +30,9 @@ from gritkit_eval.analysis.variants import Cheaper, Remembering, Variant, varian
 from gritkit_eval.arguments import check_names
 from gritkit_eval.bench.report import machine
 from gritkit_eval.mteb.local import load_tasks
+from gritkit_eval.mteb.running import KIND as TASKS
 from gritkit_eval.mteb.running import evaluate, version_of
-from gritkit_eval.outcome import Outcome, OutcomeFolder, versions_of
+from gritkit_eval.outcome import PART, Outcome, OutcomeFolder, versions_of
 
 KIND = "efficiency"
 METRIC = "average"
@@ -135,7 +136,7 @@ def _on(task: Any, encoder: Cheaper, outcomes: OutcomeFolder) -> Outcome:
     return evaluate(
         encoder, task, name=f"{name}, {variant.name}" if variant.curve else name,
         fingerprint=encoder.whole.model.fingerprint, settings=encoder.settings(task.metadata), outcomes=outcomes,
-        results=None,
+        results=None, kind=PART if variant.curve else TASKS,
     )  # fmt: skip
 
 

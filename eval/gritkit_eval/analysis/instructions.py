@@ -26,8 +26,9 @@ from gritkit_eval.arguments import check_names
 from gritkit_eval.mteb.encoder import GritEncoder
 from gritkit_eval.mteb.instructions import BY_TYPE, TWO_SIDED, Instruction
 from gritkit_eval.mteb.local import load_tasks
+from gritkit_eval.mteb.running import KIND as TASKS
 from gritkit_eval.mteb.running import evaluate, version_of
-from gritkit_eval.outcome import Outcome, OutcomeFolder, versions_of
+from gritkit_eval.outcome import PART, Outcome, OutcomeFolder, versions_of
 from gritkit_eval.report.chance import paired
 
 KIND = "instructions"
@@ -109,6 +110,7 @@ def _outcome(
         condition: evaluate(
             encoder, task, name=name if condition == "right" else f"{name}, instruction {condition}",
             fingerprint=model.fingerprint, settings=encoder.settings(task.metadata), outcomes=outcomes, results=None,
+            kind=TASKS if condition == "right" else PART,
         )
         for condition, encoder in encoders.items()
     }  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,13 +81,15 @@ class TfIdf(Encoder):
     """
 
     def __init__(self, task: Any) -> None:
+        self._task = task
+
+    @cached_property
+    def _fitted(self) -> Any:
+        """On the task's data, which are loaded by the time that vectors are asked for."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self._fitted = TfidfVectorizer(
-            sublinear_tf=True, max_features=_WORDS, dtype=np.float32, token_pattern=r"(?u)\b\w+\b"
-        )
-        self._fitted.fit(_texts(task))
-        self._dim = len(self._fitted.get_feature_names_out())
+        fitted = TfidfVectorizer(sublinear_tf=True, max_features=_WORDS, dtype=np.float32, token_pattern=r"(?u)\b\w+\b")
+        return fitted.fit(_texts(self._task))
 
     def vectors(self, texts: Sequence[str], task: Any, *, document: bool) -> Vectors:
         made: Vectors = self._fitted.transform(texts).toarray()
@@ -94,7 +97,7 @@ class TfIdf(Encoder):
 
     @property
     def mteb_model_meta(self) -> Any:
-        return model_meta("tfidf", _version("tfidf", "scikit-learn"), embed_dim=self._dim, use_instructions=False)
+        return model_meta("tfidf", _version("tfidf", "scikit-learn"), use_instructions=False)
 
 
 class MiniLm(Encoder):

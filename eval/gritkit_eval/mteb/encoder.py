@@ -9,6 +9,8 @@ This module knows nothing about data, metrics or results.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -122,9 +124,13 @@ class GritEncoder(Encoder):
     @cached_property
     def mteb_model_meta(self) -> Any:
         sizes = [parameter.numel() * parameter.element_size() for parameter in self.model.parameters()]
-        changed = {name: value for name, value in (("dim", self.dim), ("layers", self.layers)) if value is not None}
+        changed: dict[str, Any] = {
+            name: value for name, value in (("dim", self.dim), ("layers", self.layers)) if value is not None
+        }
         if self.max_length != min(self.model.embedding_config.max_length, self.model.context_length):
             changed["max_length"] = self.max_length
+        if self.instructions is not None:
+            changed["instructions"] = _digest(self.instructions)
         return model_meta(
             self.name,
             self.model.fingerprint,
@@ -153,6 +159,13 @@ def model_meta(name: str, fingerprint: str, **known: Any) -> Any:
     empty = {name: None for name, field in ModelMeta.model_fields.items() if field.is_required()}
     known_here = {name: value for name, value in given.items() if name in ModelMeta.model_fields}  # they grow with mteb
     return ModelMeta(**{**empty, "framework": [], **known_here})
+
+
+def _digest(instructions: Overrides) -> str:
+    plain = {
+        name: dataclasses.asdict(told) if isinstance(told, Instruction) else told for name, told in instructions.items()
+    }
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _role(task: Any, *, document: bool) -> Role:

@@ -69,6 +69,11 @@ class Sample:
     limit: int | None
     seed: int
 
+    @property
+    def settings(self) -> dict[str, int]:
+        """What figures on it depend on; empty without a limit."""
+        return {} if self.limit is None else {"limit": self.limit, "seed": self.seed}
+
     def of(self, items: Sequence[T], name: str, times: int = 1) -> list[T]:
         """At most ``times`` the limit, in their order."""
         if self.limit is None or len(items) <= times * self.limit:
@@ -113,7 +118,7 @@ def load_tasks(
     chosen = _chosen(_known(root), names, types)
     drafts = [_DRAFTS[kind](reader, name, folder, sample) for name, (kind, folder) in chosen.items()]
     reader.problems.check()
-    return [draft() for draft in drafts]
+    return [tasks.drawn(draft(), sample.settings) for draft in drafts]
 
 
 def _known(root: Path) -> dict[str, tuple[str, Path]]:

@@ -8,18 +8,20 @@ This module knows nothing about where tasks come from, or how figures are shown.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gritkit import metrics
 from gritkit.errors import GritkitError
+from gritkit_eval.mteb.own_files import OwnFiles
 from gritkit_eval.outcome import Outcome, OutcomeFolder, versions_of
 
 KIND = "mteb"
@@ -31,6 +33,7 @@ _BY_QUERY: Mapping[str, Callable[..., float]] = {
     "recall": metrics.recall_at_k,
     "mrr": metrics.mrr_at_k,
 }
+_NAMED = 3  # subsets that a version names
 _ROUNDED = 1.1e-5  # mteb rounds the means of ranking metrics to five decimals
 
 
@@ -76,46 +79,70 @@ def run(
 
 def evaluate(
     encoder: Any, task: Any, *, name: str, fingerprint: str, settings: Mapping[str, Any],
-    outcomes: OutcomeFolder | None, results: Path | None,
+    outcomes: OutcomeFolder | None, results: Path | None, kind: str = KIND,
 ) -> Outcome:  # fmt: skip
     """One encoder (mteb's EncoderProtocol or SearchProtocol, or a function from a task to one) on one mteb task.
 
-    ``outcomes``: where earlier figures are looked for and new ones saved. ``results``: a folder that mteb reads as its
-    ``ResultCache``: ``results/<model>/<revision>/<task>.json`` in it. Scores of several splits or languages are their
-    mean. ``examples`` are given for rankings of one split and one language.
+    ``outcomes``: where earlier figures are looked for, whatever the model was called, and new ones saved. ``results``:
+    a folder that mteb reads as its ``ResultCache``, for tasks on all of their examples. Scores of several splits or
+    languages are their mean. ``examples`` are given for rankings of one split and one language.
 
     Raises:
         GritkitError: naming the task, where its data cannot be loaded.
     """
-    version = version_of(task)
-    if outcomes is not None:
-        earlier = outcomes.find(KIND, task.metadata.name, version, fingerprint, settings)
-        if earlier is not None:
-            return earlier
+    measured = encoder(task) if callable(encoder) else encoder
+    version, settings = version_of(task), {**settings, **drawn_from(task)}
+    own = None if results is None or drawn_from(task) else OwnFiles(results)
+    earlier = None if outcomes is None else outcomes.find(kind, task.metadata.name, version, fingerprint, settings)
+    if earlier is not None:
+        if own is not None:
+            own.restore(earlier, measured.mteb_model_meta)
+        return replace(earlier, model=name)
     with tempfile.TemporaryDirectory() as folder, _loaded(task):
         began = time.monotonic()
-        measured = encoder(task) if callable(encoder) else encoder
         result = _measured(measured, task, Path(folder))
         seconds = time.monotonic() - began
         metric, scores = task.metadata.main_score, _means(result)
         examples = _by_query(task, result, Path(folder))
     outcome = Outcome(
-        kind=KIND, task=task.metadata.name, task_type=task.metadata.type, version=version, model=name,
+        kind=kind, task=task.metadata.name, task_type=task.metadata.type, version=version, model=name,
         fingerprint=fingerprint, metric=metric, scores=scores, seconds=seconds, examples=examples, settings=settings,
         versions=versions_of("gritkit", "mteb", "numpy", "scikit-learn", "torch", "transformers"),
     )  # fmt: skip
+    if own is not None:
+        own.save(outcome, result, measured.mteb_model_meta)
     if outcomes is not None:
         outcomes.save(outcome)
-    if results is not None:
-        from mteb.cache import ResultCache
-
-        ResultCache(results).save_to_cache(result, measured.mteb_model_meta)
     return outcome
 
 
 def version_of(task: Any) -> str:
-    """Of a task's data, and of mteb, which is its protocol."""
-    return f"{task.metadata.revision} mteb {versions_of('mteb').get('mteb')}"
+    """Of a task's data, of mteb, which is its protocol, and of what is asked: subsets, splits and the main score of the
+    task, or of all tasks that it stands for."""
+    asked = [
+        [
+            one.metadata.name,
+            one.metadata.revision,
+            sorted(one.hf_subsets),
+            list(one.eval_splits),
+            one.metadata.main_score,
+        ]
+        for one in parts(task)
+    ]
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
+    return f"{task.metadata.revision} mteb {versions_of('mteb').get('mteb')} {_subsets(task)} {digest}"
+
+
+def _subsets(task: Any) -> str:
+    """For people."""
+    names = sorted({name for one in parts(task) for name in one.hf_subsets})
+    return ",".join(names) if len(names) <= _NAMED else f"{len(names)} subsets"
+
+
+def drawn_from(task: Any) -> Mapping[str, Any]:
+    """How a task's examples were drawn from more: limit and seed. Empty where all are asked."""
+    found: Mapping[str, Any] = getattr(task, "drawn", {})
+    return found
 
 
 def parts(task: Any) -> list[Any]:

@@ -31,6 +31,8 @@ except ImportError:
 Columns = Mapping[str, Sequence[Any]]
 SEED = 42
 """mteb's own, of few-shot draws and k-means."""
+PROTOCOL = 1
+"""Goes up when a task of the same files asks something else."""
 _UNDETERMINED = "Zyyy"  # ISO 15924: a script that nobody determined
 _MOST_CLUSTERED = 2048
 """Texts of a clustering task that are embedded, as in MTEB's second protocol (Enevoldsen et al. 2025, MMTEB)."""
@@ -105,6 +107,13 @@ def retrieval(
     )  # fmt: skip
 
 
+def drawn(task: Any, by: Mapping[str, Any]) -> AbsTask:
+    """The same task, which says by which limit and seed its examples were drawn."""
+    task.drawn = by
+    made: AbsTask = task
+    return made
+
+
 def _task(
     base: type[AbsTask], kind: str, name: str, metric: str, data: Mapping[str, Any], *, prompt: str | None,
     languages: Mapping[str, Sequence[str]] | None = None, **attributes: Any,
@@ -124,7 +133,7 @@ def _metadata(
     kind: Any, name: str, metric: str, data: Any, prompt: str | None, languages: Mapping[str, Sequence[str]] | None
 ) -> Any:
     """The revision is a digest of all that is measured on: other data, another limit or seed make another task."""
-    digest = hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([PROTOCOL, data], sort_keys=True, ensure_ascii=False).encode()).hexdigest()
     return TaskMetadata(
         name=name, type=kind, main_score=metric, description=f"{name}, from files", prompt=prompt,
         category=_category(kind), dataset={"path": name, "revision": digest[:40]}, eval_splits=["test"],

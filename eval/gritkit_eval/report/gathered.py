@@ -6,8 +6,9 @@
 
 Of kind efficiency the tasks are forms of a model (256 dimensions, int8 vectors) over one set of tasks: each is a run.
 
-Two models of one name (other weights, other fingerprint) are two runs. Of two outcomes of one run and measure the later
-one stands, and the earlier one is kept on a list.
+A model is its fingerprint, and is called what its latest outcome calls it: one that was renamed between two evaluations
+is one model. Two models of one name (other weights, other fingerprint) are two. Of two outcomes of one run and measure
+the later one stands, and the earlier one is kept on a list.
 
 This module knows nothing about averages or pages.
 """
@@ -24,7 +25,7 @@ from typing import Any
 
 from gritkit.errors import InputError
 from gritkit.files import resolve
-from gritkit_eval.outcome import Outcome, OutcomeFolder
+from gritkit_eval.outcome import PART, Outcome, OutcomeFolder
 from gritkit_eval.report.words import listed, setting
 
 DATA_SETTINGS = ("limit", "seed", "split")
@@ -78,10 +79,10 @@ class Gathered:
         models = _model_names(kept)
         varying = _varying(kept)
         for one in kept:
-            keys = varying.get((one.model, one.fingerprint, one.kind), [])
+            keys = varying.get((one.fingerprint, one.kind), [])
             named = [setting(key, one.settings[key]) for key in keys if one.settings.get(key) is not None]
             variant = ", ".join([one.task, *named] if _is_form(one) else named)
-            run = Run(models[one.model, one.fingerprint], variant)
+            run = Run(models[one.fingerprint], variant)
             self.cells[measure_of(one), run] = one
         self.measures = list(dict.fromkeys(measure for measure, _ in self.cells))
         self.runs = _ordered(run for _, run in self.cells)
@@ -119,7 +120,7 @@ def gather(folders: Iterable[str | Path]) -> Gathered:
         found = OutcomeFolder(given).all()
         if not found:
             raise InputError(f"no results in {given}: run an evaluation with --output {given} first")
-        outcomes += found
+        outcomes += [one for one in found if one.kind != PART]
     return Gathered(outcomes)
 
 
@@ -174,7 +175,7 @@ def _latest(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
     found: dict[tuple[str, ...], Outcome] = {}
     older = []
     for one in outcomes:
-        same = (one.model, one.fingerprint, one.kind, one.task, one.version, _fixed(_given(one)))
+        same = (one.fingerprint, one.kind, one.task, one.version, _fixed(_given(one)))
         other = found.get(same)
         if other is not None:
             older.append(min(one, other, key=lambda each: each.made))
@@ -182,13 +183,14 @@ def _latest(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
     return list(found.values()), older
 
 
-def _model_names(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], str]:
-    """(name, fingerprint) -> the name, with the start of the fingerprint where several models have it."""
+def _model_names(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Fingerprint -> its latest name, with the start of the fingerprint where several models have it."""
+    latest = {one.fingerprint: one.model for one in sorted(outcomes, key=lambda one: one.made)}
     prints: dict[str, dict[str, None]] = defaultdict(dict)
     for one in outcomes:
-        prints[one.model][one.fingerprint] = None
+        prints[latest[one.fingerprint]][one.fingerprint] = None
     return {
-        (model, each): model if len(several) == 1 else f"{model} ({_start(each, several)})"
+        each: model if len(several) == 1 else f"{model} ({_start(each, several)})"
         for model, several in prints.items()
         for each in several
     }
@@ -202,12 +204,12 @@ def _start(fingerprint: str, among: Mapping[str, None]) -> str:
     return fingerprint
 
 
-def _varying(outcomes: Sequence[Outcome]) -> dict[tuple[str, str, str], list[str]]:
-    """(model, fingerprint, kind) -> the settings in which its outcomes of one measure differ."""
-    cells: dict[tuple[tuple[str, str, str], Measure, str], list[Outcome]] = defaultdict(list)
+def _varying(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], list[str]]:
+    """(fingerprint, kind) -> the settings in which its outcomes of one measure differ."""
+    cells: dict[tuple[tuple[str, str], Measure, str], list[Outcome]] = defaultdict(list)
     for one in outcomes:
-        cells[(one.model, one.fingerprint, one.kind), measure_of(one), one.task].append(one)
-    found: dict[tuple[str, str, str], dict[str, None]] = defaultdict(dict)
+        cells[(one.fingerprint, one.kind), measure_of(one), one.task].append(one)
+    found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for (model, _, _), several in cells.items():
         for key in dict.fromkeys(key for one in several for key in one.settings):
             if len({_fixed(one.settings.get(key)) for one in several}) > 1:
