@@ -83,8 +83,10 @@ def filtered(logits_V: Tensor, params: SamplingParams) -> Tensor:
     if params.top_p < 1.0:
         ordered, places = logits_V.sort(descending=True)
         probabilities = ordered.softmax(-1)
-        # A token goes when those likelier than it already reach top_p; the likeliest always stays.
+        # A token goes when those likelier than it already reach top_p; the likeliest stays, also where top_p is so near
+        # 0 that its type holds 0.
         beyond = probabilities.cumsum(-1) - probabilities >= params.top_p
+        beyond[0] = False
         logits_V = logits_V.masked_fill(torch.zeros_like(beyond).scatter(0, places, beyond), float("-inf"))
     if params.min_p > 0.0:
         probabilities = logits_V.softmax(-1)

@@ -87,6 +87,13 @@ def test_a_penalty_of_any_size_leaves_numbers(penalty: float, temperature: float
         assert Sampler(params, [0, 1, 2]).pick(logits) == 0  # what was seen and likely is all there is
 
 
+@pytest.mark.parametrize("option", [{"top_p": 5e-324}, {"min_p": 1.0}, {"top_k": 1}, {"min_p": 5e-324}])
+def test_some_token_is_always_left(option: dict[str, Any]) -> None:
+    for logits in (torch.tensor([3.0, 0.0, -2.0]), torch.zeros(3)):
+        kept = filtered(logits, SamplingParams(temperature=1.0, **option)).softmax(-1)
+        assert kept.sum().item() == pytest.approx(1.0)
+
+
 def test_frequencies_match_the_probabilities() -> None:
     """Chi-square with a fixed seed; 31.3 is the 99.9 % point of 11 degrees of freedom."""
     params = SamplingParams(temperature=1.4, seed=1)
