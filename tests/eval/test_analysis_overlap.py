@@ -17,6 +17,7 @@ from gritkit.errors import InputError, RecordError
 from gritkit_eval.analysis.comparison import Comparison, Settings
 from gritkit_eval.analysis.contamination import by_vectors, by_words
 from gritkit_eval.analysis.ngrams import GramSet
+from gritkit_eval.analysis.overlap_report import Report
 from gritkit_eval.analysis.texts import DataFile, texts_of
 from gritkit_eval.analysis.words import words
 from gritkit_eval.cli import app
@@ -152,9 +153,37 @@ def test_the_nearest_text_is_the_nearest_of_all_blocks(folder: Path, monkeypatch
     stream = [text for text, _ in comparison.training_texts()]
     cosines = embed([one.text for one in texts]) @ embed([one.text for one in stream]).T
     assert finding.outcome.scores["mean nearest cosine"] == pytest.approx(cosines.max(axis=1).mean(), abs=1e-5)
+    assert finding.outcome.scores["cosine of random pairs"] == pytest.approx(cosines.mean(), abs=1e-5)
     expected = {(str(one.place), str(stream[at].place)) for one, at in zip(texts, cosines.argmax(axis=1), strict=True)}
     assert {(one.evaluation, one.train) for one in finding.offenders} == expected
     assert finding.outcome.score == np.mean(finding.outcome.examples or []) == 1
+
+
+@pytest.mark.parametrize(("shift", "warned"), [(0.0, False), (1.9, False), (2.2, True), (20.0, True)])
+def test_a_threshold_that_random_pairs_come_near_is_said_to_say_little(
+    folder: Path, shift: float, warned: bool
+) -> None:
+    """Directions of their own beside a common one: the cosine of two texts is shift^2 / (1 + shift^2)."""
+    seen: dict[str, int] = {}
+
+    def embed(texts: Any) -> Any:
+        vectors = np.zeros((len(texts), 40), np.float32)
+        for row, text in enumerate(texts):
+            vectors[row, seen.setdefault(text, len(seen))] = 1
+        vectors[:, -1] = shift
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    comparison = Comparison(settings(folder))
+    near = by_vectors(comparison, OutcomeFolder(folder / "out"), embed, model="m", fingerprint=str(shift))
+    random_pair = shift**2 / (1 + shift**2)
+    assert near[0].outcome.scores["cosine of random pairs"] == pytest.approx(random_pair, abs=1e-5)
+    report = Report(
+        settings=comparison.settings, train_name="t", by_words=by_words(comparison, OutcomeFolder(folder / "out")),
+        by_vectors=near, diversity=[], empty=[],
+    )  # fmt: skip
+    said = f"two texts at random have a cosine of {random_pair:.3f} by this model, on average, so 0.9 is nearer to that"
+    assert (said in report.tables()) == warned
+    assert (said in report.section("again")) == warned
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ from gritkit_eval.outcome import Outcome, OutcomeFolder, versions_of
 
 KIND = "overlap"
 CONTAMINATION, BY_VECTORS = "contamination", "contamination by vectors"
+RANDOM = "cosine of random pairs"
+"""The figure: the mean over all pairs of an evaluation text and a training text."""
 _WORDS = f"words {VERSION}"
 _BLOCK = 1024
 
@@ -86,17 +88,17 @@ def by_vectors(
     settings = comparison.settings
     given = {
         "threshold": settings.threshold, "min_words": settings.min_words, "limit": settings.limit,
-        "worst": settings.worst,
+        "worst": settings.worst, "random pairs": True,
     }  # fmt: skip
 
     def measure(files: Sequence[DataFile]) -> Iterator[_Measured]:
         texts = [text for file in files for text in comparison.texts[file]]
-        cosines, places = _nearest(comparison, texts, embed)
+        near = _nearest(comparison, texts, embed)
         start = 0
         for file in files:
             rows = slice(start, start + len(comparison.texts[file]))
             start = rows.stop
-            yield _of_vectors(texts[rows], cosines[rows], places[rows], settings)
+            yield _of_vectors(texts[rows], near.part(rows), settings)
 
     return _resumed(comparison, outcomes, measure, BY_VECTORS, model, fingerprint, given)
 
@@ -190,27 +192,41 @@ def _of_words(
 # -- by vectors --------------------------------------------------------------------------------------------------
 
 
-def _nearest(
-    comparison: Comparison, texts: Sequence[Text], embed: Embed
-) -> tuple[npt.NDArray[np.float32], list[Place | None]]:
-    """The best cosine of each text among all training texts, and where."""
+@dataclass(frozen=True)
+class _Near:
+    """What the training texts are to each text: the best cosine, where that is, and the mean cosine of all."""
+
+    best: npt.NDArray[np.float32]
+    places: list[Place | None]
+    mean: npt.NDArray[np.float64]
+
+    def part(self, rows: slice) -> _Near:
+        return _Near(self.best[rows], self.places[rows], self.mean[rows])
+
+
+def _nearest(comparison: Comparison, texts: Sequence[Text], embed: Embed) -> _Near:
+    """Of each text among all training texts."""
     queries = embed([text.text for text in texts])
     best = np.full(len(texts), -np.inf, np.float32)
     places: list[Place | None] = [None] * len(texts)
+    total, count = np.zeros(queries.shape[1]), 0
     stream = tqdm(comparison.training_texts(), "training texts", disable=None, unit=" texts")
     for block in _blocks(text for text, _ in stream):
-        scores, indices = top_k(queries, embed([text.text for text in block]), 1)
+        vectors = embed([text.text for text in block])
+        total += vectors.sum(axis=0, dtype=np.float64)
+        count += len(block)
+        scores, indices = top_k(queries, vectors, 1)
         for row in np.flatnonzero(scores[:, 0] > best).tolist():
             best[row], places[row] = scores[row, 0], block[indices[row, 0]].place
-    return best, places
+    return _Near(best, places, queries @ (total / count))
 
 
-def _of_vectors(
-    texts: Sequence[Text], cosines: npt.NDArray[np.float32], places: Sequence[Place | None], settings: Settings
-) -> _Measured:
+def _of_vectors(texts: Sequence[Text], found: _Near, settings: Settings) -> _Measured:
+    cosines, places = found.best, found.places
     near = cosines >= settings.threshold
     metric = f"cosine {settings.threshold:g}"
-    scores = {"texts": float(len(texts)), metric: float(near.mean()), "mean nearest cosine": float(cosines.mean())}
+    scores = {"texts": float(len(texts)), metric: float(near.mean()), RANDOM: float(found.mean.mean())}
+    scores["mean nearest cosine"] = float(cosines.mean())
     scores |= {f"nearest cosine p{at}": float(np.percentile(cosines, at)) for at in (50, 95)}
     order = np.argsort(-cosines, kind="stable")[: settings.worst].tolist()
     offenders = [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gritkit_eval.analysis.comparison import Settings
-from gritkit_eval.analysis.contamination import Finding
+from gritkit_eval.analysis.contamination import RANDOM, Finding
 from gritkit_eval.bench.report import section, table
 from gritkit_eval.drawing import COLOURS, figure, save
 from gritkit_eval.outcome import Outcome
@@ -43,6 +43,7 @@ class Report:
         if self.by_vectors:
             parts.append(f"Nearest training text by the vectors of {self.by_vectors[0].outcome.model}:")
             parts.append(_table(self.by_vectors))
+            parts += self._anisotropy()
         if self.empty:
             parts.append(f"Without texts of {self.settings.min_words} words: {', '.join(self.empty)}.")
         parts += [f"Diversity of {self.settings.sample:,} of the training texts at most:", _diversity(self.diversity)]
@@ -52,6 +53,20 @@ class Report:
                 parts += [f"The worst by {what}:", _worst(findings)]
         return "\n\n".join(parts)
 
+    def _anisotropy(self) -> list[str]:
+        """A warning where the threshold is nearer to a random pair's cosine than to a copy's."""
+        counts = [one.outcome.scores["texts"] for one in self.by_vectors]
+        cosines = [one.outcome.scores[RANDOM] for one in self.by_vectors]
+        mean = sum(count * cosine for count, cosine in zip(counts, cosines, strict=True)) / sum(counts)
+        threshold = self.settings.threshold
+        if threshold - mean > 1 - threshold:
+            return []
+        return [
+            f"The threshold says little here: two texts at random have a cosine of {mean:.3f} by this model, on "
+            f"average, so {threshold:g} is nearer to that than to a copy's 1. Its vectors all point much the same way; "
+            "go by the n-grams, or by another model."
+        ]
+
     def section(self, command: str) -> str:
         about = (
             "A text is any string of a row but names and labels. Words are folded (NFKC, case, punctuation). 'copies' "
@@ -59,6 +74,8 @@ class Report:
             "texts which share an n-gram of words with them (a shorter text counts as one gram of its own), 'share of "
             "n-grams' how much of a text is shared, on average."
         )
+        if self.by_vectors:
+            about += f" The {RANDOM} is the mean over all pairs of an evaluation text and a training text."
         picture = f"![Texts that share an n-gram with the training files]({PLOT.as_posix()})"
         versions = self.by_words[0].outcome.versions
         return section(TITLE, command, versions, "\n\n".join([about, picture, self.tables()]))
@@ -107,7 +124,7 @@ def _worst(findings: Sequence[Finding]) -> str:
 def _figure(name: str, value: float) -> str:
     if name == "texts":
         return f"{value:,.0f}"
-    return f"{value:.3f}" if "nearest" in name else f"{value:.2%}"
+    return f"{value:.3f}" if "nearest" in name or name == RANDOM else f"{value:.2%}"
 
 
 def _plain(name: str, value: float) -> str:

@@ -15,6 +15,7 @@ from gritkit.errors import InputError
 from gritkit_eval.analysis.comparison import Comparison
 from gritkit_eval.analysis.contamination import KIND
 from gritkit_eval.analysis.diversity import cluster_entropy, distinct_n, nearest_cosines, similar_share, vendi_score
+from gritkit_eval.analysis.geometry import mean_cosine
 from gritkit_eval.analysis.models import Embed
 from gritkit_eval.analysis.texts import Text, sampled
 from gritkit_eval.analysis.words import VERSION, words
@@ -69,6 +70,7 @@ def by_vectors(texts: list[Text], embed: Embed, threshold: float, seed: int) -> 
     nearest = nearest_cosines(vectors)
     return {
         "vendi": vendi_score(vectors),
+        "mean cosine": mean_cosine(vectors),
         "mean nearest cosine": float(nearest.mean()),
         f"nearest above {threshold:g}": float((nearest >= threshold).mean()),
         "cluster entropy": cluster_entropy(vectors, clusters=_CLUSTERS, seed=seed),
