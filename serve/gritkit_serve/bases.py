@@ -21,6 +21,7 @@ import re
 import secrets
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,6 +226,10 @@ class Bases:
             return found
 
         return await self._engine.call(look)
+
+    def counts(self) -> Counter[str]:
+        """Reads of key-values by the bases that are open now, by tier."""
+        return self._open.counts()
 
     def close(self) -> None:
         """Let go of all bases, when the engine has stopped."""

@@ -25,6 +25,7 @@ from gritkit.rag.answering import Prepared, Question
 from gritkit_serve.bases import Bases
 from gritkit_serve.calls import Call
 from gritkit_serve.errors import NotFoundError
+from gritkit_serve.placement import placement
 from gritkit_serve.schemas.kb import Answering, Passage, SourcesEvent, Timings
 from gritkit_serve.service import Service
 
@@ -82,11 +83,15 @@ class Finding:
 
     async def _ready(self, name: str, text: str, params: SamplingParams) -> Ready:
         engine, metrics, wanted = self._service.engine, self._service.metrics, self._wanted
-        loop, reuse = asyncio.get_running_loop(), wanted.reuse or "auto"
+        loop, reuse, place = asyncio.get_running_loop(), wanted.reuse or "auto", placement.get()
 
         def work(rag: Rag) -> Ready:
             join = rag.joined(reuse, wanted.join, wanted.link_tokens)
-            question = rag.find(text, **wanted.options(), join=join, params=params, max_tokens=engine.slot_tokens)
+            question = place.found if place is not None else None
+            if question is None:
+                question = rag.find(text, **wanted.options(), join=join, params=params, max_tokens=engine.slot_tokens)
+            if place is not None:
+                place.settle(question)
             loop.call_soon_threadsafe(self._tell, question)
             since = time.perf_counter()
             prepared = rag.prepare(question, reuse, join, wanted.link_tokens)

@@ -100,6 +100,12 @@ def of_load(load: Load) -> Iterable[Metric]:
     yield _by(CounterMetricFamily, "gritkit_engine_device_seconds", "Device time by work.", "work", load.seconds)
 
 
+def of_reads(counts: Mapping[str, int]) -> Iterable[Metric]:
+    """The knowledge bases' figures, of those that are open."""
+    reads = {tier: counts.get(tier, 0) for tier in ("device", "memory", "disk", "lost")}
+    yield _by(CounterMetricFamily, "gritkit_kb_reads", "Documents' key-values by where they were.", "tier", reads)
+
+
 def _gauge(name: str, help: str, value: float) -> Metric:
     return GaugeMetricFamily(name, help, value=value)
 

@@ -14,6 +14,7 @@ import contextlib
 import os
 import stat
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,12 @@ class OpenBases:
         finally:
             with self._changed:
                 self._barred.discard(name)
+
+    def counts(self) -> Counter[str]:
+        """Reads of key-values by the bases that are open now, by tier."""
+        with self._changed:
+            opened = [one.rag for one in self._opened.values()]
+        return sum((rag.counts for rag in opened), Counter())
 
     def close(self) -> None:
         """All of them; those in use when they are left."""

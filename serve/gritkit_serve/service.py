@@ -23,7 +23,7 @@ from fastapi import Depends, Request
 from gritkit_serve.admission import Gate
 from gritkit_serve.calls import Call
 from gritkit_serve.errors import HttpError
-from gritkit_serve.metrics import Metrics, of_load
+from gritkit_serve.metrics import Metrics, of_load, of_reads
 from gritkit_serve.settings import Settings
 from gritkit_serve.uploads import FileReader
 
@@ -62,6 +62,7 @@ class Service:
         """The model is loaded."""
         self._engine = engine
         self.metrics.watch(lambda: of_load(engine.load()))
+        self.metrics.watch(lambda: of_reads(self.bases.counts()) if self.bases is not None else ())
 
     @property
     def engine(self) -> Engine:
