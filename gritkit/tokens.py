@@ -345,16 +345,28 @@ class Tokens:
         """Ids of a prompt to continue: the tokenizer's beginning and the text as it is."""
         return [*self.bos_ids, *self.encode(text)]
 
-    def question_prompt(self, question: str) -> list[int]:
+    def question_prompt(self, question: str, earlier: Sequence[Message] = ()) -> list[int]:
         """Ids of a question that follows documents already read: no beginning of its own.
 
-        A checkpoint with a chat template gets the question as a user turn by that template.
+        ``earlier`` is the conversation that led to it: a system message, turns. A checkpoint with a chat template gets
+        all of it by that template.
+
+        Raises:
+            InputError: for messages that do not lead to a question, or a checkpoint that has no form for them.
         """
         check_text(question, "question")
+        messages = [*earlier, {"role": "user", "content": question}]
         if self.format.user is None and getattr(self.hf, "chat_template", None):
-            ids = self._templated([{"role": "user", "content": question}])
+            ids = self._templated(messages)
             return ids[len(self.bos_ids) :] if ids[: len(self.bos_ids)] == self.bos_ids else ids
-        return self.encode(self.format.ask.replace("{question}", question))
+        before: list[int] = []
+        if earlier:
+            if self.format.user is None:
+                raise InputError("this checkpoint has no chat format: ask without a conversation before the question")
+            *turns, (question, _) = grit_turns(messages)
+            if turns:
+                before = self.encode(self.format.turn_separator) + self._turns(turns).ids[len(self.bos_ids) :].tolist()
+        return before + self.encode(self.format.ask.replace("{question}", question))
 
 
 def _leading(offsets: Sequence[tuple[int, int]], prefix: str) -> int:

@@ -409,6 +409,35 @@ def test_templates_of_checkpoints() -> None:
     assert tokens.question_prompt("hi") == tokenizer("[hi]", add_special_tokens=False).input_ids, "no second beginning"
 
 
+def test_a_question_with_a_conversation_before_it() -> None:
+    tokens = Tokens(byte_level(), GRIT)
+    earlier = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "who </s>?"},
+        {"role": "assistant", "content": " the fox "},
+    ]
+    ids = tokens.question_prompt("why {question}?", earlier)
+    asked = tokens.question_prompt("why {question}?")
+    assert ids[-len(asked) :] == asked
+    chat = tokens.chat_prompt(earlier[:2])[len(tokens.bos_ids) :]
+    turn = [*tokens.encode("\n"), *chat, *tokens.encode("the fox"), tokens.eos_id]
+    assert ids[: -len(asked)] == turn
+    assert ids.count(tokens.eos_id) == 1
+    assert tokens.question_prompt("x", []) == tokens.question_prompt("x")
+    only_system = tokens.question_prompt("why?", earlier[:1])
+    assert only_system == tokens.question_prompt("Be brief.\n\nwhy?")
+    for wrong, said in ((earlier[1:2], "out of turn"), (earlier[2:], "out of turn"), ([{"role": "x"}], "lacks")):
+        with pytest.raises(InputError, match=said):
+            tokens.question_prompt("why?", wrong)
+    with pytest.raises(InputError, match="no chat format"):
+        Tokens(byte_level(), PLAIN).question_prompt("why?", earlier)
+    templated = byte_level()
+    templated.chat_template = "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    expected = templated("[a][b][why?]", add_special_tokens=False).input_ids
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert Tokens(templated, PLAIN).question_prompt("why?", turns) == expected
+
+
 def test_text_examples() -> None:
     example = Tokens(byte_level(), GRIT).text_example("hi </s>")
     assert example.ids.tolist()[0] == 0

@@ -18,6 +18,7 @@ from gritkit.generation.decoder import Request
 from gritkit.generation.params import Delta, Finished, SamplingParams
 from gritkit.kv.dockv import Join, ReadDocument
 from gritkit.model import GritModel
+from gritkit.prompts import Message
 from gritkit.rag.documents import Answer, Hit, RagEvent, Sources, Timings
 from gritkit.rag.ladder import Way
 from gritkit.rag.store import Row
@@ -58,6 +59,8 @@ class Question:
     params: SamplingParams
     searched: float
     """Seconds on the clock when the documents were found."""
+    earlier: Sequence[Message] = ()
+    """The conversation that led to it."""
 
     @property
     def rows(self) -> list[Row]:

@@ -31,6 +31,7 @@ from gritkit.kv.blocks import Block, BlockStore
 from gritkit.kv.codecs import DEFAULT_CODEC, check_codec
 from gritkit.kv.dockv import Join, ReadDocument, check_join
 from gritkit.model import GritModel
+from gritkit.prompts import Message
 from gritkit.rag import ladder, verdicts
 from gritkit.rag.adding import Adder, OnError, add_documents
 from gritkit.rag.answering import (
@@ -274,18 +275,21 @@ class Rag:
         reuse: str = "auto",
         join: Join | None = None,
         link_tokens: int | None = None,
+        earlier: Sequence[Message] = (),
         **sampling: Any,
     ) -> Iterator[RagEvent]:
         """As :meth:`ask`, while it comes: Sources, then Deltas, then the Answer.
 
         ``reuse`` is a way of :data:`gritkit.rag.documents.Reuse`, or "auto" (``gritkit.rag.ladder`` has the order).
         ``join`` says what every document but the first leaves out, ``link_tokens`` how many tokens of each are computed
-        again with "linked"; None leaves both to the gate. ``sampling`` as in :meth:`GritModel.chat`. Documents that
+        again with "linked"; None leaves both to the gate. ``earlier`` is the conversation that led to the question: the
+        model reads it, the search does not. ``sampling`` as in :meth:`GritModel.chat`. Documents that
         leave no room for the question and ``max_new_tokens`` are dropped, and listed in the answer.
         """
         params = SamplingParams.of(sampling)
         joined = self.joined(reuse, join, link_tokens)
-        return self._stream(question, (top_k, where, by, rerank), reuse, joined, link_tokens, params)
+        search = {"top_k": top_k, "where": where, "by": by, "rerank": rerank, "earlier": earlier}
+        return self._stream(question, search, reuse, joined, link_tokens, params)
 
     def joined(self, reuse: str = "auto", join: Join | None = None, link_tokens: int | None = None) -> Join:
         """The ``join`` that an answer's documents will have, before :meth:`find` and :meth:`prepare`.
@@ -306,15 +310,14 @@ class Rag:
     def _stream(
         self,
         text: str,
-        search: tuple[int, Mapping[str, Any] | None, Search, bool],
+        search: dict[str, Any],
         reuse: str,
         join: Join,
         link_tokens: int | None,
         params: SamplingParams,
     ) -> Iterator[RagEvent]:
         clock = Clock()
-        top_k, where, by, rerank = search
-        question = self.find(text, top_k=top_k, where=where, by=by, rerank=rerank, join=join, params=params)
+        question = self.find(text, **search, join=join, params=params)
         yield from answer_events(self.model, question, lambda: self.prepare(question, reuse, join, link_tokens), clock)
 
     def find(
@@ -328,6 +331,7 @@ class Rag:
         join: Join = "no-bos",
         params: SamplingParams | None = None,
         max_tokens: int | None = None,
+        earlier: Sequence[Message] = (),
     ) -> Question:
         """The first half of :meth:`stream`: the chunks that an answer will read, as many as there is room for.
 
@@ -342,11 +346,11 @@ class Rag:
         if self._cache is not None:
             self._cache.read_ahead([row.block_key for row, _ in ranked])
         found = [Found(_hit(row, score), row) for row, score in ranked]
-        needed = len(self.model.tokens.question_prompt(question)) + params.max_new_tokens
+        needed = len(self.model.tokens.question_prompt(question, earlier)) + params.max_new_tokens
         left_out = min(num_left_out(self.model, join, [row for row, _ in ranked]))
         length = self.model.context_length
         used, dropped = fitting(found, needed, left_out, length if max_tokens is None else min(length, max_tokens))
-        return Question(question, used, dropped, params, searched)
+        return Question(question, used, dropped, params, searched, earlier)
 
     def _nothing_found(self, by: Search, where: Mapping[str, Any] | None) -> str:
         if not len(self):
@@ -372,12 +376,14 @@ class Rag:
         return prepared
 
     def _prepared(self, question: Question, way: ladder.Way, ids: list[int], *, keep_prefix: bool) -> Prepared:
-        prompt, rows = self.model.tokens.question_prompt(question.text), question.rows
+        prompt, rows = self.model.tokens.question_prompt(question.text, question.earlier), question.rows
         if way.reuse in ("off", "prefix"):
             if not keep_prefix or self._cache is None:
                 return Prepared(Request([*ids, *prompt], question.params), way)
             return self._from_prefix(question, way, ids, prompt)
         if way.reuse in ("query", "query_doc", "doc_query"):
+            if question.earlier:
+                raise InputError(f"reuse={way.reuse!r} has no place for a conversation before the question")
             _, (query,) = self.model.read([question.text], role="query", instruction=self._instruction)
             documents, recomputed = ([], 0) if way.reuse == "query" else self._load(rows)
             return Prepared(paper_request(self.model, question, query, documents, way), way, recomputed)

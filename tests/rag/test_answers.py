@@ -48,6 +48,27 @@ def blocks(folder: Path) -> list[Path]:
 # -- ask and stream ----------------------------------------------------------------------------------------------
 
 
+def test_a_conversation_before_the_question_is_read_and_not_searched(folder: Path) -> None:
+    earlier = [{"role": "user", "content": "who is there?"}, {"role": "assistant", "content": "a fox"}]
+    model = grit_model("llama", prompt_format="grit")
+    with Rag.open(folder, model) as rag:
+        rag.add(list(TEXTS))
+        for reuse in ("cached", "off"):
+            alone, led = (rag.ask(QUESTION, reuse=reuse, max_new_tokens=5, earlier=one) for one in ((), earlier))
+            assert led.sources == alone.sources
+            more = len(model.tokens.question_prompt(QUESTION, earlier)) - len(model.tokens.question_prompt(QUESTION))
+            assert led.usage.prompt_tokens - alone.usage.prompt_tokens == more > 0
+            request = rag.prepare(rag.find(QUESTION, earlier=earlier), reuse, "no-bos").request
+            prompt = model.tokens.question_prompt(QUESTION, earlier)
+            assert list(request.prompt_ids)[-len(prompt) :] == prompt
+        with pytest.raises(InputError, match="reuse='query' has no place for a conversation"):
+            rag.ask(QUESTION, reuse="query", earlier=earlier)
+        with pytest.raises(InputError, match="out of turn"):
+            rag.ask(QUESTION, earlier=earlier[:1])
+        with pytest.raises(InputError, match="no document fits"):
+            rag.ask(QUESTION, earlier=[{"role": "user", "content": "long " * 500}, *earlier[1:]])
+
+
 def test_only_the_question_is_computed(rag: Rag, model: GritModel) -> None:
     answer = rag.ask(QUESTION, max_new_tokens=5)
     assert answer.reuse == "cached"
