@@ -20,6 +20,7 @@ from typing import Any
 
 from gritkit.generation.decoder import Request
 from gritkit.generation.params import SamplingParams
+from gritkit.prompts import Message
 from gritkit.rag import Hit, Rag
 from gritkit.rag.answering import Prepared, Question
 from gritkit_serve.bases import Bases
@@ -61,11 +62,21 @@ class Finding:
     ``close`` it when nobody waits for it any more.
     """
 
-    def __init__(self, service: Service, name: str, text: str, wanted: Answering, params: SamplingParams) -> None:
+    def __init__(
+        self,
+        service: Service,
+        name: str,
+        text: str,
+        wanted: Answering,
+        params: SamplingParams,
+        *,
+        earlier: Sequence[Message] = (),
+    ) -> None:
+        """``earlier`` is the conversation that led to the question."""
         self._service = service
         self._wanted = wanted
         self._found: asyncio.Future[Question] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.ensure_future(self._ready(name, text, params))
+        self._task = asyncio.ensure_future(self._ready(name, text, params, earlier))
 
     async def found(self) -> Question:
         """The passages, best first. Raises what the search raises."""
@@ -81,7 +92,7 @@ class Finding:
         """Let it be; nothing happens to one that is ready."""
         self._task.cancel()
 
-    async def _ready(self, name: str, text: str, params: SamplingParams) -> Ready:
+    async def _ready(self, name: str, text: str, params: SamplingParams, earlier: Sequence[Message]) -> Ready:
         engine, metrics, wanted = self._service.engine, self._service.metrics, self._wanted
         loop, reuse, place = asyncio.get_running_loop(), wanted.reuse or "auto", placement.get()
 
@@ -89,7 +100,8 @@ class Finding:
             join = rag.joined(reuse, wanted.join, wanted.link_tokens)
             question = place.found if place is not None else None
             if question is None:
-                question = rag.find(text, **wanted.options(), join=join, params=params, max_tokens=engine.slot_tokens)
+                room, options = engine.slot_tokens, wanted.options()
+                question = rag.find(text, **options, join=join, params=params, max_tokens=room, earlier=earlier)
             if place is not None:
                 place.settle(question)
             loop.call_soon_threadsafe(self._tell, question)

@@ -1,5 +1,7 @@
 """A chat that is answered from a knowledge base: the last message of the user is the question.
 
+The search goes by that question alone; the model reads the documents, then the conversation, then the question.
+
     retrieved = await retrieve_for_chat(service, kb, messages, params, adapter=adapter)
     retrieved.request        for the engine, as of any chat
     retrieved.sources()      what the first chunk of a stream says
@@ -77,7 +79,7 @@ async def retrieve_for_chat(
             param="kb.reuse",
         )
     wanted = kb if adapter is None else kb.model_copy(update={"reuse": "off"})
-    finding = Finding(service, kb.name, messages[-1]["content"], wanted, params)
+    finding = Finding(service, kb.name, messages[-1]["content"], wanted, params, earlier=messages[:-1])
     try:
         return Retrieved(await finding.ready())
     finally:
