@@ -2,6 +2,7 @@
 
     DIR/name/      one each, by the name that clients use; links and other names are passed over
     DIR            where it is a knowledge base itself (``gritkit index DIR``): the only one, named as the folder
+    postgresql://  one too, named as the database; made at the first use if there is none
 
 Clients read beside each other and beside a writer; writers of one base take turns, and what a write returned is on
 disk. A base that is deleted is renamed first, so that a kill leaves all of it or none; the rest goes at the next start.
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from gritkit.errors import GritkitError, InputError, StoreError
 from gritkit.files import resolve, sync_folder, write_atomic
@@ -38,7 +40,7 @@ from gritkit.rag.place import place_of
 from gritkit.rag.reader import manifest_of
 from gritkit_serve.engine import Overloaded
 from gritkit_serve.errors import ConflictError, HttpError, NotFoundError
-from gritkit_serve.open_bases import GoneError, OpenBases, identity_of
+from gritkit_serve.open_bases import GoneError, OpenBases, Where, identity_of
 from gritkit_serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -125,12 +127,15 @@ class Bases:
     def __init__(
         self, folder: str | os.PathLike[str], engine: Engine, *, settings: Settings | None = None, tenant: str = ""
     ) -> None:
-        given = resolve(folder)
+        self._address = os.fspath(folder) if "://" in os.fspath(folder) else None
+        given = resolve(folder) if self._address is None else place_of(self._address).blocks
         self.folder = Path(os.path.realpath(given))
         self._engine = engine
         self._settings = settings or Settings()
         self._tenant = tenant
         self._single = _slug(given.name) if identity_of(self.folder) is not None else None
+        if self._address is not None:
+            self._single = _slug(urlsplit(self._address).path)
         self._open = OpenBases(
             self._opened, most=self._settings.max_open_bases, memory_bytes=self._settings.base_memory_bytes
         )
@@ -142,12 +147,16 @@ class Bases:
 
     # -- names and paths -----------------------------------------------------------------------------------------
 
-    def path(self, name: str) -> Path:
-        """The folder of a base, there or not. Raises NotFoundError for what is no name of one."""
+    def where(self, name: str) -> Where:
+        """The folder of a base, there or not, or its address. Raises NotFoundError for what is no name of one."""
         if self._single is not None:
             if name != self._single:
                 raise _unknown(name)
-            return self.folder
+            return self._address or self.folder
+        return self.path(name)
+
+    def path(self, name: str) -> Path:
+        """The folder of one among several. Raises NotFoundError for what is no name of one."""
         if not NAME.fullmatch(name):
             raise _unknown(name)
         return self.folder / name
@@ -175,7 +184,7 @@ class Bases:
         Raises:
             NotFoundError: where there is none of that name. Overloaded: when too many are changing it.
         """
-        if identity_of(self.path(name)) is None:
+        if identity_of(self.where(name)) is None:
             raise _unknown(name)
         turns = self._turns.setdefault(name, _Turns())
         if turns.places >= self._settings.max_waiting_writes:
@@ -201,7 +210,7 @@ class Bases:
         """
         if name == self._single:
             raise HttpError(
-                f"knowledge base {name!r} is the folder that this server was started with: delete that by hand",
+                f"knowledge base {name!r} is the one that this server was started with: delete that by hand",
                 status=403,
             )
         with self.writer(name) as writer:
@@ -272,14 +281,14 @@ class Bases:
     # -- in worker threads ---------------------------------------------------------------------------------------
 
     def _with(self, name: str, work: Callable[[Rag], T], *, changes: bool = False) -> T:
-        path = self.path(name)
+        where = self.where(name)
         for last in (False, True):
             try:
-                with self._open.using(name, path) as (rag, identity):
+                with self._open.using(name, where) as (rag, identity):
                     try:
                         return work(rag)
                     except StoreError as error:
-                        now = identity_of(path)
+                        now = identity_of(where)
                         if now == identity or last:
                             raise self._failure(name, error, status=507 if changes else 500) from error
                         # another process deleted it, made it anew or indexed it again in these moments
@@ -287,9 +296,9 @@ class Bases:
                 raise _unknown(name) from None
         raise AssertionError("the second time returned or raised")
 
-    def _opened(self, name: str, path: Path) -> Rag:
+    def _opened(self, name: str, where: Where) -> Rag:
         try:
-            return Rag.open(path, self._engine.model, instruction=_instruction(path), tenant=self._tenant)
+            return Rag.open(where, self._engine.model, instruction=_instruction(where), tenant=self._tenant)
         except (StoreError, InputError, OSError) as error:
             raise ConflictError(f"knowledge base {name!r} cannot be used: {self._told(name, error)}") from error
 
@@ -336,14 +345,14 @@ class Bases:
         shutil.rmtree(trash, ignore_errors=True)
 
     def _facts(self, name: str) -> Facts:
-        path = self.path(name)
-        instruction = _instruction(path)
+        where = self.where(name)
+        instruction = _instruction(where)
         problem = None
         try:
             stats = self._with(name, lambda rag: rag.stats())
         except ConflictError as error:  # it cannot be opened with this model, or not at all
             problem, stats = str(error), None
-            with contextlib.suppress(StoreError), KnowledgeBase.open(path) as base:
+            with contextlib.suppress(StoreError), KnowledgeBase.open(where) as base:
                 stats = base.stats()
         return Facts(name, stats, instruction, problem)
 
@@ -355,9 +364,12 @@ class Bases:
         return HttpError(f"knowledge base {name!r}: {self._told(name, error)}", status=status, code="storage_error")
 
     def _told(self, name: str, error: Exception) -> str:
-        """A message without the server's paths."""
+        """A message without the server's paths and addresses."""
+        if self._address is not None:
+            _log.warning("knowledge base %s: %s", name, error)
+            return "its database does not do what it should; the server's log says more"
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return reason.replace(str(self.path(name)), name).replace(str(self.folder), ".")
+        return reason.replace(str(self.where(name)), name).replace(str(self.folder), ".")
 
     # -- the folder ----------------------------------------------------------------------------------------------
 
@@ -391,9 +403,11 @@ def _is_free(path: Path) -> bool:
         return False
 
 
-def _instruction(path: Path) -> str | None:
+def _instruction(where: Where) -> str | None:
+    if isinstance(where, str):
+        return None
     try:
-        return (path / INSTRUCTION_FILE).read_bytes().decode(errors="replace")
+        return (where / INSTRUCTION_FILE).read_bytes().decode(errors="replace")
     except FileNotFoundError:
         return None
 

@@ -23,13 +23,18 @@ from gritkit.rag import Rag
 from gritkit.rag.manifest import FILE_NAME
 
 Identity = tuple[int, ...]
+Where = Path | str
+"""A folder, or the address of a database."""
 
 
-def identity_of(folder: Path) -> Identity | None:
+def identity_of(folder: Where) -> Identity | None:
     """What tells the knowledge base in a folder from another one there; None where there is none.
 
-    A folder that is a link, or whose manifest is, holds none: it may lead anywhere.
+    A folder that is a link, or whose manifest is, holds none: it may lead anywhere. An address is always the same base:
+    what became of it meanwhile is for its store to say.
     """
+    if isinstance(folder, str):
+        return ()
     try:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
             return None
@@ -59,7 +64,7 @@ class OpenBases:
     ``open`` opens the one of a name and folder.
     """
 
-    def __init__(self, open: Callable[[str, Path], Rag], *, most: int, memory_bytes: int) -> None:
+    def __init__(self, open: Callable[[str, Where], Rag], *, most: int, memory_bytes: int) -> None:
         self._open = open
         self._most = most
         self._memory_bytes = memory_bytes
@@ -70,7 +75,7 @@ class OpenBases:
         self._uses = 0
 
     @contextlib.contextmanager
-    def using(self, name: str, folder: Path) -> Iterator[tuple[Rag, Identity]]:
+    def using(self, name: str, folder: Where) -> Iterator[tuple[Rag, Identity]]:
         """A base, open for as long as the block takes.
 
         Raises:
@@ -87,7 +92,7 @@ class OpenBases:
         finally:
             self._left(one)
 
-    def add(self, name: str, folder: Path, rag: Rag) -> None:
+    def add(self, name: str, folder: Where, rag: Rag) -> None:
         """One that was just made."""
         with self._opening:
             self._left(self._admit(name, _Open(rag, identity_of(folder) or ())))
@@ -124,7 +129,7 @@ class OpenBases:
         for one in unused:
             one.rag.close()
 
-    def _taken(self, name: str, folder: Path) -> _Open | None:
+    def _taken(self, name: str, folder: Where) -> _Open | None:
         """The open one, as its next user; None where it has to be opened."""
         with self._changed:
             identity = None if name in self._barred else identity_of(folder)
@@ -138,7 +143,7 @@ class OpenBases:
             raise GoneError
         return None
 
-    def _admitted(self, name: str, folder: Path) -> _Open:
+    def _admitted(self, name: str, folder: Where) -> _Open:
         identity = identity_of(folder)
         if identity is None:
             raise GoneError
