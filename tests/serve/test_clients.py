@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -254,3 +256,24 @@ def test_curl(base_url: str, model: GritModel) -> None:
     np.testing.assert_allclose(embedded["data"][0]["embedding"], model.embed(TEXTS[0]), atol=2e-6)
     ranked = json.loads(curl(base_url, "/rerank", {"query": TEXTS[0], "documents": list(TEXTS)}))
     assert ranked["results"][0]["index"] == model.rerank(TEXTS[0], TEXTS)[0].index
+
+
+# -- the page about them -----------------------------------------------------------------------------------------------
+
+
+PAGE = (Path(__file__).parents[2] / "serve" / "CLIENTS.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize(("language", "code"), BLOCKS, ids=[code.split()[1] for _, code in BLOCKS])
+def test_what_the_page_shows_works(language: str, code: str, keyed: Running) -> None:
+    here = code.replace("localhost:8000", f"127.0.0.1:{keyed.port}").replace("KEY", KEY).replace("MODEL", "tiny")
+    here = here.replace("64", "8")
+    if language == "python":
+        exec(compile(here, "CLIENTS.md", "exec"), {"__name__": "page"})
+        return
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    done = subprocess.run(["sh", "-e", "-c", here], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
+    assert "data: [DONE]" in done.stdout
+    assert '"relevance_score"' in done.stdout
