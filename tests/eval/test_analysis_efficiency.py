@@ -155,7 +155,7 @@ def test_fewer_layers_are_the_models_own_and_figures_of_them_apart(folder: Path)
     )
     grades = [i % 5 for i, _ in pairs()]
     assert shallow.score == pytest.approx(spearman((first * second).sum(1), grades), abs=1e-6)
-    found = {one.model: one.settings for one in outcomes.all() if one.kind == "mteb"}
+    found = {one.model: one.settings for one in outcomes.all() if one.kind in ("mteb", "part")}
     assert found["tiny, 2 layers"]["layers"] == 2
     assert "layers" not in found["tiny"]
 

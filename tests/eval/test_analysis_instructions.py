@@ -9,14 +9,21 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from gritkit import GritModel
 from gritkit.errors import InputError
 from gritkit_eval.cli import app
-from gritkit_eval.outcome import Outcome, OutcomeFolder
-from tests.models import grit_model
+from gritkit_eval.outcome import PART, Outcome, OutcomeFolder
+from gritkit_eval.report.composition import Report, html
+from gritkit_eval.report.composition import text as in_markdown
+from gritkit_eval.report.gathered import gather
+from tests.models import grit_model, shared_model
 
 pytest.importorskip("mteb")
 
 from gritkit_eval.analysis.instructions import VAGUE, Settings, differences, run, wrong_for
+from gritkit_eval.mteb.baselines import from_model
+from gritkit_eval.mteb.local import load_tasks
+from gritkit_eval.mteb.running import run as run_tasks
 
 WORDS = ("beaver", "otter", "owl", "fox", "hare", "crow", "newt", "toad", "lynx", "deer", "mole", "wren")
 
@@ -97,10 +104,30 @@ def test_each_condition_is_what_it_says(folder: Path) -> None:
     assert retrieval.score == pytest.approx(np.mean(retrieval.examples), abs=1e-9)
     assert retrieval.scores["right - none low"] <= retrieval.score <= retrieval.scores["right - none high"]
     assert retrieval.scores["right"] - retrieval.scores["none"] == pytest.approx(retrieval.score, abs=2e-5)
-    made = [one.made for one in OutcomeFolder(folder / "out").all() if one.kind == "mteb"]
+    made = [one.made for one in OutcomeFolder(folder / "out").all() if one.kind in ("mteb", PART)]
     run(settings(folder), OutcomeFolder(folder / "out"))
-    assert [one.made for one in OutcomeFolder(folder / "out").all() if one.kind == "mteb"] == made
+    assert [one.made for one in OutcomeFolder(folder / "out").all() if one.kind in ("mteb", PART)] == made
     assert len(made) == sum(map(len, told.values()))
+
+
+def test_wrong_instructions_do_not_compete_in_a_report(folder: Path) -> None:
+    """Nor does a limit of theirs take the averages of runs on all data away."""
+    outcomes = OutcomeFolder(folder / "out")
+    model = GritModel.from_pretrained(folder / "model")
+    run_tasks(
+        [from_model("tiny", model), from_model("other", shared_model())], load_tasks(folder / "data"), outcomes=outcomes
+    )
+    report = run(settings(folder, limit=8), outcomes)
+    assert "[" not in report.tables().splitlines()[-1]  # three tasks: no interval over tasks
+    shown = Report(gather([folder / "out"]))
+    assert {one.name for one in shown.gathered.runs} == {"other", "tiny"}
+    assert shown.lead.startswith("2 models, 6 tasks (limit=8, seed=0; all data), measured")
+    whole = [one for one in shown.groups if one.kind == "mteb" and one.asked == "all data"]
+    assert len(whole) == 3
+    assert all(math.isfinite(one.average(run)) for one in whole for run in shown.gathered.runs)
+    text = in_markdown(shown.chapters())
+    page = html("x", shown.lead, shown.chapters())
+    assert all("limit=8, seed=0" in one for one in (text, page))
 
 
 def test_a_format_without_a_place_for_it_is_refused(folder: Path) -> None:

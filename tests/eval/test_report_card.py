@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,23 @@ def test_results_that_end_the_front_matter_and_those_of_other_models(tmp_path: P
 
 
 def test_settings_and_two_results_of_one_task_stay_apart(tmp_path: Path) -> None:
-    after = card(tmp_path, "", *(outcome(score=dim / 1000, settings={"dim": dim}) for dim in (64, 256)))
+    after = card(tmp_path, "", *(outcome(score=k / 1000, settings={"shots": k}) for k in (4, 8)))
     index = RepoCard(after).data["model-index"]
     found = [(one["dataset"]["args"], one["metrics"][0]["value"]) for one in index[0]["results"]]
     assert found == [
-        ({"made_by": "gritkit eval mteb", "dim": 64}, 0.064), ({"made_by": "gritkit eval mteb", "dim": 256}, 0.256),
+        ({"made_by": "gritkit eval mteb", "shots": 4}, 0.004), ({"made_by": "gritkit eval mteb", "shots": 8}, 0.008),
     ]  # fmt: skip
+
+
+def test_the_model_index_has_whole_tasks_by_the_model_as_it_is(tmp_path: Path) -> None:
+    after = card(
+        tmp_path, "", outcome("whole", score=0.25), outcome("some", settings={"limit": 10, "seed": 3}),
+        outcome("cut", settings={"dim": 64}), outcome("half", settings={"layers": 2}),
+        outcome("far", kind="similarity"),
+    )  # fmt: skip
+    assert [one.dataset_name for one in results(after)] == ["whole"]
+    assert "limit=10, seed=3" in after.split(START)[1]
+    assert card(tmp_path, None, outcome("some", settings={"limit": 10})).count("model-index") == 0
 
 
 @pytest.mark.parametrize(
@@ -108,7 +120,13 @@ def test_settings_and_two_results_of_one_task_stay_apart(tmp_path: Path) -> None
         ("---\na: [\n---\n", "the front matter of .*README.md is not YAML"),
         ("---\njust words\n---\n", "is str, not keys with values"),
         ("---\nmodel-index: 3\n---\n", "model-index in the front matter of .* is not a list of entries"),
-        ("---\nmodel-index: &x\n- name: a\n  results: [b]\nmore: *x\n---\n", "shares parts|not YAML"),
+        ("---\nmodel-index: &x\n- name: a\n  results: [b]\nmore: *x\n---\n", "shares parts between keys"),
+        (
+            "---\na: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefgh")) + "---\n",
+            "aliases",
+        ),
+        ("---\na: " + "[" * 5000 + "]" * 5000 + "\n---\n", "is not YAML"),
+        ("---\n{license: mit, model-index: []}\n---\n", "cannot be replaced alone|not YAML"),
         (f"text\n{START}\n", "has 1 times .* and 0 times"),
         (f"{END}\n{START}\n", "leave one of each, in this order"),
     ],

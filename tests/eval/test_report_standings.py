@@ -48,6 +48,26 @@ def test_nothing_in_common_is_no_average() -> None:
     assert empty.averaged == ()
 
 
+def test_limits_and_versions_are_averaged_apart() -> None:
+    """A run on more examples, or on data that changed, takes nobody's average away."""
+    later, few = {"made": "2026-02-01"}, {"settings": {"limit": 10, "seed": 0}}
+    gathered = Gathered(
+        [
+            *(outcome(f"t{i}", "a", 0.2) for i in (1, 2)),
+            *(outcome(f"t{i}", "b", 0.4, version="2", **later) for i in (1, 2)),
+            *(outcome(f"t{i}", run, 0.6, **few) for i in (1, 2) for run in ("a", "c")),
+        ]
+    )
+    groups = groups_of(gathered)
+    assert [(one.name, [run.name for run in one.averaged], len(one.common)) for one in groups] == [
+        ("STS (all data, 1 version ago)", ["a"], 2), ("STS (all data)", ["b"], 2),
+        ("STS (limit=10, seed=0)", ["a", "c"], 2),
+    ]  # fmt: skip
+    tables = grids.summaries(groups, "mteb", None)
+    assert [[row[0].text for row in table.rows] for table in tables] == [["a"], ["b"], ["a", "c"]]
+    assert missing(gathered, groups, str) == []
+
+
 def test_what_types_come_to() -> None:
     groups = groups_of(three_runs())
     overall = overall_of(groups, "mteb")
@@ -73,7 +93,7 @@ def test_the_best_are_marked() -> None:
 
 def test_the_summary_has_the_best_first_and_ratios() -> None:
     gathered = three_runs()
-    table = grids.summary(groups_of(gathered), "mteb", A)
+    (table,) = grids.summaries(groups_of(gathered), "mteb", A)
     assert [(head.text, head.note) for head in table.heads] == [
         ("Run", ""), ("STS", "3 of 4 tasks"), ("Retrieval", "1 task"), ("Retrieval (lower is better)", "1 task"),
         ("Mean", "2 types"), ("Mean", "4 tasks"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from gritkit_eval.bench.report import section, table
 from gritkit_eval.drawing import COLOURS, figure, save
 from gritkit_eval.outcome import Outcome
-from gritkit_eval.report.chance import paired
+from gritkit_eval.report.chance import LEAST_TASKS, paired
 
 TITLE = "eval instructions"
 PLOT = Path("plots/eval-instructions.png")
@@ -48,7 +48,7 @@ class Report:
             f"Main scores without instruction, and the differences to it, in points.{kept} Right: the task's own; "
             f"wrong: another task's; vague: {told!r}; documents too: the right one on documents, where they usually "
             "have none. In brackets: 95 % intervals of a paired bootstrap over examples, where the score is a mean of "
-            "them; in the last row over tasks."
+            f"them; in the last row over tasks, where there are at least {LEAST_TASKS}."
         )
         picture = f"![Differences to no instruction, by task]({PLOT.as_posix()})"
         return section(TITLE, command, self.outcomes[0].versions, "\n\n".join([about, picture, self.tables()]))
@@ -107,11 +107,11 @@ def _cells(outcome: Outcome) -> list[str]:
 
 
 def _mean(outcomes: Sequence[Outcome], condition: str) -> str:
-    """Over the tasks that have the condition."""
+    """Over the tasks that have the condition; of few an interval would say nothing."""
     values = [one.scores[f"{condition} - none"] for one in outcomes if f"{condition} - none" in one.scores]
     if not values:
         return ""
-    if len(values) < 2 or any(map(math.isnan, values)):
+    if len(values) < LEAST_TASKS or any(map(math.isnan, values)):
         return _cell(math.fsum(values) / len(values), math.nan, math.nan)
     found = paired([0.0] * len(values), values)
     return _cell(found.mean, found.low, found.high)

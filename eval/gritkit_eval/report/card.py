@@ -1,7 +1,8 @@
 """What was measured of a checkpoint, written into its README: a section for people, ``model-index`` for the Hub.
 
 The section stands between two comments and is replaced as a whole; in the front matter only the key ``model-index``
-changes, and in it only results that an earlier run put there. Every other byte stays.
+changes, and in it only results that an earlier run put there. Every other byte stays. Into ``model-index`` go figures
+that stand beside others' there: of whole tasks of a benchmark, by the model as it is.
 
 This module knows nothing about models: which outcomes are the checkpoint's is told by a fingerprint.
 """
@@ -22,11 +23,14 @@ from gritkit_eval.outcome import Outcome
 from gritkit_eval.report.composition import Report
 from gritkit_eval.report.composition import text as in_markdown
 from gritkit_eval.report.gathered import Gathered
+from gritkit_eval.report.standings import CONTESTS
 from gritkit_eval.report.words import plain
 
 START, END = "<!-- gritkit eval -->", "<!-- /gritkit eval -->"
 _OURS = "gritkit eval"
 _KEY = "model-index"
+_CHEAPER = ("dim", "layers")
+"""Settings under which less than the model runs."""
 _FRONT = re.compile(r"\A(---[ \t]*\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z))", re.MULTILINE | re.DOTALL)
 
 
@@ -67,13 +71,14 @@ def write(gathered: Gathered, folder: Path, name: str) -> Path:
 
 
 def results_of(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The main metric of each task in Hugging Face's form of results; one that is not defined is left out."""
+    """The main metric of each task in Hugging Face's form of results; one that is not defined is left out, and so are
+    those on some examples of a task, of a cheaper form of the model, or of no benchmark."""
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
     results = []
     for one in outcomes:
-        if math.isfinite(one.score):
+        if math.isfinite(one.score) and _is_public(one):
             task = plain(one.task)
             result = EvalResult(
                 task_type=plain(one.task_type), task_name=plain(one.task_type), dataset_type=task, dataset_name=task,
@@ -83,6 +88,10 @@ def results_of(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             # one call each: the library lays results of one task together, whatever their settings
             results += eval_results_to_model_index("", [result])[0]["results"]
     return results
+
+
+def _is_public(one: Outcome) -> bool:
+    return one.kind in CONTESTS and all(one.settings.get(name) is None for name in ("limit", *_CHEAPER))
 
 
 def _parted(text: str) -> tuple[str, str]:
@@ -121,15 +130,17 @@ def _with_results(head: str, results: Sequence[dict[str, Any]], name: str, endin
     after = inner[:start] + block + inner[end:]
     others = {key: value for key, value in before.items() if key != _KEY}
     if {key: value for key, value in _loaded(after, path).items() if key != _KEY} != others:
-        raise InputError(f"{path}: {_KEY} shares parts with other keys (YAML anchors): write them out first")
-    return f"{opening}{after}{closing}" if after else head
+        raise InputError(f"{path}: {_KEY} cannot be replaced alone: write it out on lines of its own first")
+    return f"{opening}{after}{closing}" if after or found else head
 
 
 def _loaded(inner: str, path: Path) -> dict[str, Any]:
     yaml = _yaml()
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(inner)):  # a few lines of them fill memory
+            raise InputError(f"the front matter of {path} shares parts between keys (YAML aliases): write them out")
         given = yaml.safe_load(inner)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(f"the front matter of {path} is not YAML: {' '.join(str(error).split())}") from None
     if given is not None and not isinstance(given, dict):
         raise InputError(f"the front matter of {path} is {type(given).__name__}, not keys with values")

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 LEVEL = 0.95
+LEAST_TASKS = 5
+"""Below which resampling tasks says nothing."""
 _FEW = 1000
 """Distinct differences up to which resamples are drawn as counts of each."""
 _NUMBERS = 1 << 22

@@ -19,14 +19,12 @@ from typing import Any
 
 from gritkit.errors import InputError
 from gritkit_eval.outcome import Outcome
-from gritkit_eval.report.chance import LEVEL, Difference, holm, paired
+from gritkit_eval.report.chance import LEAST_TASKS, LEVEL, Difference, holm, paired
 from gritkit_eval.report.gathered import DATA_SETTINGS, Gathered, Run, rises
 from gritkit_eval.report.words import count, setting
 
 _ROUNDING = 1e-4
 """Some harnesses round their scores."""
-_LEAST_TASKS = 5
-"""Below which resampling tasks says nothing."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ def _averages(pairs: Sequence[Pair], resamples: int, seed: int) -> list[Average]
 
 def _average(name: str, pairs: Sequence[Pair], resamples: int, seed: int) -> Average:
     ones, others = [pair.first.score for pair in pairs], [pair.second.score for pair in pairs]
-    chance = paired(ones, others, resamples=resamples, seed=seed) if len(pairs) >= _LEAST_TASKS else None
+    chance = paired(ones, others, resamples=resamples, seed=seed) if len(pairs) >= LEAST_TASKS else None
     return Average(name, len(pairs), math.fsum(ones) / len(pairs), math.fsum(others) / len(pairs), chance)
 
 

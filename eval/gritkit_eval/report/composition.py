@@ -28,8 +28,8 @@ KINDS: Mapping[str, str] = {
 }  # fmt: skip
 _FEW = 12
 _AVERAGES = (
-    "An average is over the tasks that every averaged run has: one set of tasks for each column. A run with fewer than "
-    "half of a column's tasks has no average."
+    "An average is over the tasks that every averaged run has, asked on the same examples: one set of tasks for each "
+    "column. A run with fewer than half of a column's tasks has no average."
 )
 
 
@@ -73,7 +73,10 @@ class Report:
         against = f", against {self.baseline.name}" if self.baseline is not None else ""
         models = len({run.model for run in self.gathered.runs})
         runs = f" in {count(len(self.gathered.runs), 'run')}" if models < len(self.gathered.runs) else ""
-        return f"{count(models, 'model')}{runs}, {count(tasks, 'task')}, measured {when}{against}."
+        asked = list(dict.fromkeys(one.asked for one in self.gathered.measures if one.data))
+        whole = ["all data"] * any(not one.data for one in self.gathered.measures)
+        of = f" ({'; '.join(asked + whole)})" if asked else ""
+        return f"{count(models, 'model')}{runs}, {count(tasks, 'task')}{of}, measured {when}{against}."
 
     def summary(self) -> Chapter:
         """The table of each kind alone, and what it does not hold."""
@@ -94,7 +97,7 @@ class Report:
             Block(
                 _kind(kind) if len(kinds) > 1 else "",
                 drawings=drawn,
-                tables=[grids.summary(self.groups, kind, self.baseline)],
+                tables=grids.summaries(self.groups, kind, self.baseline),
             )
             for kind, drawn in kinds.items()
         ]
@@ -124,7 +127,7 @@ class Report:
             if tables or any(drawn):
                 blocks.append(Block(group.name, drawings=[one for one in drawn if one], tables=tables))
         if apart:
-            blocks.append(Block("Averages", tables=[grids.summary(self.groups, kind, self.baseline)]))
+            blocks.append(Block("Averages", tables=grids.summaries(self.groups, kind, self.baseline)))
         figures = grids.figures(self.gathered, kind)
         if figures is not None:
             blocks.append(Block("All figures", tables=[figures]))
@@ -189,7 +192,7 @@ def _block_text(block: Block, plot: Callable[[Drawing], str] | None, level: int)
     parts += [in_markdown(one) for one in block.sentences]
     for one in block.drawings if plot else ():
         assert plot is not None
-        parts += [f"![{in_markdown(one.title)}]({plot(one)})", in_markdown(one.caption)]
+        parts += [f"![{in_markdown(one.title)}]({plot(one)})", in_markdown(one.caption) if one.caption.strip() else ""]
     parts += [markdown.grid(one) for one in block.tables]
     return [*parts, markdown.bullets(block.bullets(in_markdown))]
 

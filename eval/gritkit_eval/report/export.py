@@ -47,7 +47,7 @@ def _group(gathered: Gathered, group: Group, baseline: Run | None) -> dict[str, 
         )
     averages = {run.name: group.average(run) for run in group.runs}
     found: dict[str, Any] = {
-        "kind": group.kind, "type": group.task_type, "higher_is_better": group.rising,
+        "kind": group.kind, "type": group.task_type, "asked": group.asked, "higher_is_better": group.rising,
         "num_tasks": len(group.measures), "num_averaged": len(group.common),
         "average": averages, "tasks": tasks,
     }  # fmt: skip

@@ -33,8 +33,8 @@ DATA_SETTINGS = ("limit", "seed", "split")
 FORMS = ("efficiency",)
 """Kinds whose outcomes of the type of that name have a form of the model as their task."""
 _FALLING = {
-    "perplexity", "ppl", "loss", "nll", "brier", "bits", "kl", "error", "errors", "wer", "cer", "latency", "seconds", "ttft",
-    "ms", "bytes", "time",
+    "perplexity", "ppl", "loss", "nll", "brier", "bits", "kl", "error", "errors", "wer", "cer", "latency", "seconds",
+    "ttft", "ms", "bytes", "time",
 }  # fmt: skip
 
 
@@ -54,6 +54,11 @@ class Measure:
     metric: str
     data: tuple[tuple[str, str], ...]
     """Settings that choose examples, values as JSON."""
+
+    @property
+    def asked(self) -> str:
+        """Which of its examples, in words."""
+        return ", ".join(f"{name}={value}" for name, value in self.data) or "all data"
 
 
 @dataclass(frozen=True)
@@ -229,7 +234,7 @@ def _labels(measures: Sequence[Measure]) -> dict[Measure, str]:
             if len({each.version for each in several}) > 1:
                 parts.append(f"version {one.version}")
             if len({each.data for each in several}) > 1:
-                parts += [f"{name}={value}" for name, value in one.data] or ["all data"]
+                parts.append(one.asked)
             if len({each.metric for each in several}) > 1:
                 parts.append(one.metric)
             labels[one] = f"{one.task} ({', '.join(parts)})" if parts else one.task

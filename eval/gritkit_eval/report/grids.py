@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gritkit_eval.report.gathered import Gathered, Run
+from gritkit_eval.report.gathered import Gathered, Measure, Run
 from gritkit_eval.report.notes import Made
-from gritkit_eval.report.standings import CONTESTS, Group, best, overall_of, ratio_to
+from gritkit_eval.report.standings import CONTESTS, Group, alike, best, overall_of, ratio_to
 from gritkit_eval.report.words import duration, figure, ratio
 
 _MADE = ("Run", "Kind", "Fingerprint", "Tasks", "Settings", "Versions", "Machine", "Made", "Took")
@@ -49,13 +49,20 @@ class Grid:
     """Rows that are not sorted with the others."""
 
 
-def summary(groups: Sequence[Group], kind: str, baseline: Run | None) -> Grid:
-    """Runs by task types of one kind: averages, what they come to, ratios to the baseline; the best runs first."""
-    mine = [group for group in groups if group.kind == kind]
+def summaries(groups: Sequence[Group], kind: str, baseline: Run | None) -> list[Grid]:
+    """Runs by task types of one kind: averages, what they come to, ratios to the baseline; the best runs first. One
+    table for each way in which tasks were asked."""
+    parts = alike(groups, kind)
+    title = f"{kind}: averages by task type"
+    titles = [f"{title}, {mine[0].asked}" if len(parts) > 1 else title for mine in parts]
+    return [_summary(mine, kind, baseline, named) for mine, named in zip(parts, titles, strict=True)]
+
+
+def _summary(mine: Sequence[Group], kind: str, baseline: Run | None, title: str) -> Grid:
     columns: list[tuple[Head, Callable[[Run], float], bool]] = [
         (Head(group.name, group.of_tasks), group.average, group.rising) for group in mine
     ]
-    overall = overall_of(groups, kind)
+    overall = overall_of(mine, kind)
     if overall is not None:
         types, tasks = f"{len(overall.groups)} types", f"{overall.num_tasks} tasks"
         columns += [(Head("Mean", types), overall.by_type, True), (Head("Mean", tasks), overall.by_task, True)]
@@ -74,7 +81,7 @@ def summary(groups: Sequence[Group], kind: str, baseline: Run | None) -> Grid:
         ]
         for row in ordered
     ]
-    return Grid(f"{kind}: averages by task type", [Head("Run"), *(head for head, _, _ in columns)], rows)
+    return Grid(title, [Head("Run"), *(head for head, _, _ in columns)], rows)
 
 
 def _best_first(values: Sequence[Sequence[float]], rising: Sequence[bool], num: int, *, from_last: bool) -> list[int]:
@@ -105,7 +112,8 @@ def detail(group: Group, baseline: Run | None) -> Grid:
         for place, (run, value) in enumerate(zip(group.runs, averages, strict=True))
     ]
     names = [
-        Cell(gathered.label(one), note="" if one in common or not common else "not averaged") for one in group.measures
+        Cell(gathered.label(one), note=_about(one, gathered.label(one), counts=one in common or not common))
+        for one in group.measures
     ]
     title = f"{group.name}, {', '.join(dict.fromkeys(one.metric for one in group.measures))}"
     if len(group.runs) > max(8, len(group.measures)):
@@ -115,6 +123,12 @@ def detail(group: Group, baseline: Run | None) -> Grid:
     heads = [Head("Task"), *(Head(run.name, "baseline" if run == baseline else "") for run in group.runs)]
     foot = [[Cell("Average", note=group.of_tasks), *last]] if len(group.measures) > 1 else []
     return Grid(title, heads, [[name, *row] for name, row in zip(names, cells, strict=True)], foot)
+
+
+def _about(measure: Measure, label: str, *, counts: bool) -> str:
+    """Which of a task's examples were asked, unless its label says so, and whether the average counts it."""
+    known = not measure.data or measure.asked in label
+    return ", ".join([measure.asked] * (not known) + ["not averaged"] * (not counts))
 
 
 def figures(gathered: Gathered, kind: str) -> Grid | None:

@@ -1,5 +1,7 @@
 """Runs beside each other: averages over the tasks that all of them have, ratios to a baseline, who is best.
 
+    group        tasks of one kind and type that were asked alike: on the same limit and seed, each in its latest
+                 version, or each in the one before
     average      over a group's common tasks: those of which every averaged run has a figure
     averaged     runs that have at least half of a group's tasks; one that has fewer would take them from all others
     ratio        a run's average over the baseline's; 1 is the same (survey, arXiv 2406.01607, Table 4)
@@ -15,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gritkit_eval.report.gathered import Gathered, Measure, Run, rises
+from gritkit_eval.report.words import count
 
 CONTESTS = ("mteb", "generation")
 """Kinds whose task types are averaged with each other too."""
@@ -28,6 +31,8 @@ class Group:
     """Tasks that are averaged: of one kind and type, all better when higher or all when lower."""
 
     kind: str
+    asked: str
+    """How its tasks were, in words: limit, seed, version."""
     task_type: str
     rising: bool
     measures: tuple[Measure, ...]
@@ -79,26 +84,59 @@ class Overall:
 
 
 def groups_of(gathered: Gathered) -> list[Group]:
-    """All groups, kinds and types in the order in which they were met."""
-    sorted_: dict[tuple[str, str, bool], list[Measure]] = {}
-    for measure in gathered.measures:
-        sorted_.setdefault((measure.kind, measure.task_type, rises(measure.metric)), []).append(measure)
-    kinds = dict.fromkeys(kind for kind, _, _ in sorted_)
-    keys = [key for kind in kinds for key in sorted_ if key[0] == kind]
-    return [_group(gathered, *key, sorted_[key]) for key in keys]
+    """All groups; kinds, ways of asking and types in the order in which they were met."""
+    ages = _ages(gathered)
+    sorted_: dict[tuple[str, str, str, bool], list[Measure]] = {}
+    for one in gathered.measures:
+        asked = f"{one.asked}, {count(ages[one], 'version')} ago" if ages[one] else one.asked
+        sorted_.setdefault((one.kind, asked, one.task_type, rises(one.metric)), []).append(one)
+    ways = dict.fromkeys((kind, asked) for kind, asked, _, _ in sorted_)
+    kinds = dict.fromkeys(kind for kind, _ in ways)
+    keys = [key for kind in kinds for way in ways if way[0] == kind for key in sorted_ if key[:2] == way]
+    several = {kind for kind in kinds if sum(way[0] == kind for way in ways) > 1}
+    return [_group(gathered, *key, sorted_[key], named=key[0] in several) for key in keys]
 
 
-def _group(gathered: Gathered, kind: str, task_type: str, rising: bool, measures: Sequence[Measure]) -> Group:
+def alike(groups: Sequence[Group], kind: str) -> list[list[Group]]:
+    """The groups of a kind, those that were asked alike together: what one table may hold."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        if group.kind == kind:
+            found.setdefault(group.asked, []).append(group)
+    return list(found.values())
+
+
+def _ages(gathered: Gathered) -> dict[Measure, int]:
+    """How many later versions of its task were measured on the same limit and seed."""
+    made: dict[tuple[str, str, str, str], dict[str, str]] = {}
+    for (measure, _), one in gathered.cells.items():
+        versions = made.setdefault((measure.kind, measure.task_type, measure.task, measure.asked), {})
+        versions[measure.version] = max(one.made, versions.get(measure.version, ""))
+    return {
+        one: sum(made_on > versions[one.version] for made_on in versions.values())
+        for one in gathered.measures
+        for versions in [made[one.kind, one.task_type, one.task, one.asked]]
+    }
+
+
+def _group(
+    gathered: Gathered, kind: str, asked: str, task_type: str, rising: bool, measures: Sequence[Measure], *, named: bool
+) -> Group:
+    """``named``: with how it was asked, for there are others."""
     runs = [run for run in gathered.runs if any((one, run) in gathered.cells for one in measures)]
     has = {run: {one for one in measures if math.isfinite(gathered.score(one, run))} for run in runs}
     averaged = [run for run in runs if has[run] and 2 * len(has[run]) >= len(measures)]
     common = [one for one in measures if averaged and all(one in has[run] for run in averaged)]
-    name = task_type if rising or kind in NEUTRAL else f"{task_type} (lower is better)"
-    return Group(kind, task_type, rising, tuple(measures), tuple(runs), tuple(averaged), tuple(common), name, gathered)
+    about = [asked] * named + ["lower is better"] * (not rising and kind not in NEUTRAL)
+    name = f"{task_type} ({', '.join(about)})" if about else task_type
+    return Group(
+        kind, asked, task_type, rising, tuple(measures), tuple(runs), tuple(averaged), tuple(common), name, gathered
+    )
 
 
 def overall_of(groups: Sequence[Group], kind: str) -> Overall | None:
-    """None where the kind's types are not averaged with each other, or there is one type alone."""
+    """Of groups that were asked alike. None where the kind's types are not averaged with each other, or there is one
+    type alone."""
     several = tuple(group for group in groups if group.kind == kind and group.rising and group.common)
     return Overall(several) if kind in CONTESTS and len(several) > 1 else None
 
