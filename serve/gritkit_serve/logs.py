@@ -28,7 +28,7 @@ class JsonLines(logging.Formatter):
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": record.getMessage().partition("\n")[0],  # asyncio goes on with what an exception says
             **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[1] is not None:
@@ -37,14 +37,15 @@ class JsonLines(logging.Formatter):
 
 
 def configure(*, level: int = logging.INFO) -> None:
-    """Everything of ours, and the web server's warnings, as JSON lines on stderr."""
+    """Everything of ours, and warnings of all others, as JSON lines on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, its_level in (("gritkit", level), ("uvicorn", logging.WARNING)):
+    for name, its_level in ((None, logging.WARNING), ("gritkit", level), ("uvicorn", logging.WARNING)):
         log = logging.getLogger(name)
         log.handlers = [handler]
         log.setLevel(its_level)
         log.propagate = False
+    logging.captureWarnings(True)
 
 
 def log_request(call: Call, status: int, seconds: float) -> None:

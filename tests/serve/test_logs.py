@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,9 +43,11 @@ def with_routes(service: Service) -> FastAPI:
 def json_lines() -> Iterator[None]:
     """The loggers as ``gritkit serve`` sets them up, and as they were again afterwards."""
     before = [
-        (log := logging.getLogger(name), log.handlers, log.level, log.propagate) for name in ("gritkit", "uvicorn")
+        (log, list(log.handlers), log.level, log.propagate)
+        for log in map(logging.getLogger, (None, "gritkit", "uvicorn"))
     ]
     yield
+    logging.captureWarnings(False)
     for log, handlers, level, propagate in before:
         log.handlers, log.propagate = handlers, propagate
         log.setLevel(level)
@@ -137,3 +140,17 @@ def test_exceptions_logged_anywhere_lose_their_messages(capsys: pytest.CaptureFi
     captured = capsys.readouterr().err
     assert PROMPT not in captured
     assert json.loads(captured)["error"] == "ValueError"
+
+
+@pytest.mark.usefixtures("json_lines")
+@pytest.mark.filterwarnings("default:it is old")
+def test_what_other_libraries_have_to_say_is_a_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure()
+    logging.getLogger("asyncio").error("a task failed\nfuture: <Task exception=%r>", ValueError(PROMPT))
+    logging.getLogger("httpx").info("a request")
+    warnings.warn("it is old", UserWarning, stacklevel=1)
+    captured = capsys.readouterr().err
+    assert PROMPT not in captured
+    failed, old = map(json.loads, captured.splitlines())
+    assert (failed["event"], failed["level"]) == ("a task failed", "error")
+    assert old["event"].endswith("UserWarning: it is old")
