@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import typer
 
 from gritkit.errors import InputError
@@ -61,7 +62,7 @@ def needed_data_folder(data: Path | None, shared: Path | None) -> Path:
 
 def command_of(context: typer.Context) -> str:
     """What to type to get the same, without where it is written; absolute paths by their last part."""
-    words = ["gritkit", "eval", str(context.info_name)]
+    words = ["gritkit", "eval", *_names(context)]
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
         if parameter.name in _LEFT_OUT or value is None or value == parameter.get_default(context):
@@ -70,6 +71,13 @@ def command_of(context: typer.Context) -> str:
         for one in value if isinstance(value, (list, tuple)) else [value]:
             words += option if one is True else [*option, _shown(one)]
     return shlex.join(words)
+
+
+def _names(context: click.Context) -> list[str]:
+    """Of the command, and of the groups between it and ``eval``."""
+    above = context.parent
+    names = [] if above is None or above.parent is None or above.info_name == "eval" else _names(above)
+    return [*names, str(context.info_name)]
 
 
 def _shown(value: object) -> str:

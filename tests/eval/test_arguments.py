@@ -43,6 +43,20 @@ def test_a_command_can_be_repeated_elsewhere() -> None:
     assert again == shown
 
 
+def test_a_command_of_a_group_is_named_with_it() -> None:
+    bench, root, whole = typer.Typer(), typer.Typer(), typer.Typer()
+
+    @bench.command("embed")
+    def embed(context: typer.Context) -> None:
+        typer.echo(command_of(context))
+
+    bench.command("other")(lambda: None)
+    root.add_typer(bench, name="bench")
+    whole.add_typer(root, name="eval")
+    for app, words in ((root, ["bench", "embed"]), (whole, ["eval", "bench", "embed"])):
+        assert CliRunner().invoke(app, words, catch_exceptions=False).stdout == "gritkit eval bench embed\n"
+
+
 def test_lists_by_comma() -> None:
     assert listed(" a,b ,,c") == ("a", "b", "c")
     assert whole_numbers("dims", "64, 8,64") == (8, 64)

@@ -26,13 +26,14 @@ def test_publishing_replaces_its_own_section_and_no_other(tmp_path: Path) -> Non
     assert path.read_text().endswith("## two\n\nkept\n\n## three\n\nadded\n")
 
 
-def test_without_a_results_file_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_results_file_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     publish("## one\n", "one", None)
     assert list(tmp_path.iterdir()) == []
-    assert "--results" in capsys.readouterr().err
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/RESULTS.md").write_text("# Results\n\n## one\n\nothers' figures\n")
+    publish("## one\n", "one", None)
+    assert "others' figures" in (tmp_path / "eval/RESULTS.md").read_text()
 
 
 def test_a_results_file_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -33,8 +33,13 @@ _TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
 """Largest difference of a vector's component that still counts as the same output."""
 
 
-def run(*, texts: Path | None, num: int, rounds: int, size: str, device: str, peer_python: str | None) -> str:
-    """The section for the results file. Raises GritkitError where contestants disagree on the vectors."""
+def run(
+    *, texts: Path | None, num: int, rounds: int, size: str, device: str, peer_python: str | None, command: str
+) -> str:
+    """The section for the results file; ``command`` makes the same.
+
+    Raises GritkitError where contestants disagree on the vectors.
+    """
     if size not in _SIZES:
         raise InputError(f"size={size!r} is not one of {', '.join(_SIZES)}")
     chosen = _choose(texts, num)
@@ -55,7 +60,6 @@ def run(*, texts: Path | None, num: int, rounds: int, size: str, device: str, pe
         + table(["weights", "contestant", "tokens/s", "seconds (min - max)", "gritkit is", "vectors differ by"], rows)
         + f"\n\n{described(profiles)}"
     )
-    command = f"gritkit eval bench embed --num {len(chosen)} --rounds {rounds} --size {size} --device {device}"
     return section("bench embed", command, versions, body)
 
 

@@ -17,8 +17,6 @@ import typer
 from gritkit.errors import InputError
 from gritkit.files import resolve, write_atomic
 
-RESULTS = Path("eval/RESULTS.md")
-
 
 def machine() -> str:
     """Processor, cores, memory and system, in one line."""
@@ -46,15 +44,14 @@ def section(title: str, command: str, versions: Mapping[str, str], body: str) ->
 
 
 def publish(report: str, title: str, results: Path | None) -> None:
-    """Replace the section ``title`` of the results file (or append it); without a file only say where it could go.
+    """Replace the section ``title`` of the results file (or append it); nothing where none was named.
 
     Raises:
         InputError: for a results file that cannot be read.
     """
-    path = resolve(results) if results is not None else RESULTS.absolute()
-    if results is None and not path.is_file():
-        typer.echo(f"Not written: no {RESULTS} here (give --results FILE)", err=True)
+    if results is None:
         return
+    path = resolve(results)
     try:
         before = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     except (OSError, UnicodeDecodeError) as error:

@@ -21,6 +21,7 @@ app = typer.Typer(
 
 @app.command("embed")
 def bench_embed(
+    context: typer.Context,
     texts: Annotated[
         Path | None, typer.Option(help="Texts to embed, one a line; default: installed docstrings.")
     ] = None,
@@ -32,10 +33,14 @@ def bench_embed(
     results: Annotated[Path | None, typer.Option(help="Markdown file whose section is replaced.")] = None,
 ) -> None:
     """Embed the same texts with the same weights: gritkit against sentence-transformers, fp32 and bf16."""
+    from gritkit_eval.arguments import command_of
     from gritkit_eval.bench.embed import run
     from gritkit_eval.bench.report import publish
 
-    report = run(texts=texts, num=num, rounds=rounds, size=size, device=device, peer_python=peer_python)
+    report = run(
+        texts=texts, num=num, rounds=rounds, size=size, device=device, peer_python=peer_python,
+        command=command_of(context),
+    )  # fmt: skip
     typer.echo(report)
     publish(report, "bench embed", results)
 
@@ -109,7 +114,7 @@ def bench_rag(
     """Time to the first token from cached documents, disk included, against full prefill; rates of store and codecs."""
     from gritkit_eval.bench.rag import TITLE, Settings, lengths, run
     from gritkit_eval.bench.rag_report import plot, report
-    from gritkit_eval.bench.report import RESULTS, publish
+    from gritkit_eval.bench.report import publish
 
     settings = Settings(
         sizes=lengths(sizes), num_documents=num_documents, several=several, question_tokens=question_tokens,
@@ -118,6 +123,6 @@ def bench_rag(
     made = run(settings)
     section = report(made)
     typer.echo(section)
-    publish(section, TITLE, results)
-    if results is not None or RESULTS.is_file():
-        typer.echo(f"Drew {plot(made, resolve(results or RESULTS))}", err=True)
+    if results is not None:
+        publish(section, TITLE, results)
+        typer.echo(f"Drew {plot(made, resolve(results))}", err=True)
