@@ -123,7 +123,7 @@ def test_requests_are_theirs(name: str, tmp_path: Path) -> None:
     assert our_requests(task) == want
 
 
-@pytest.mark.parametrize("name", ["arc_easy", "mmlu", "gsm8k", "bbh", "winogrande"])
+@pytest.mark.parametrize("name", ["arc_easy", "openbookqa", "copa", "boolq", "mmlu", "gsm8k", "bbh", "winogrande"])
 def test_scores_are_theirs(name: str, tmp_path: Path) -> None:
     grit_model("llama").save_pretrained(tmp_path / "model")
     (task,) = load_tasks(write_all(tmp_path) / "data", [name], Options(num_fewshot=0))

@@ -112,9 +112,18 @@ def test_prompts_that_lose_their_beginning_are_counted(folder: Path) -> None:
         (task,) = load_tasks(folder / "data", [name.partition("/")[0]], Options(num_fewshot=0))
         assert measure(model, task, chat=False).scores["cut"] == 1.0
     (outcome,) = run(settings(folder, tasks=("piqa",)))
-    assert notes([outcome]) == [
-        "tiny, piqa: 1 prompts were longer than the context and lost their beginning, solved examples first."
-    ]
+    cut = "tiny, piqa: 1 prompts were longer than the context and lost their beginning, solved examples first."
+    assert notes([outcome])[0] == cut
+
+
+def test_where_knowing_nothing_is_not_chance_is_said(folder: Path) -> None:
+    row = {"premise": "The ice melted.", "relation": "effect", "choices": ["Water was left.", "It froze."], "answer": 0}
+    write(folder / "data", "gen_eval/copa/validation", [row, {**row, "premise": "It was warm."}])
+    mmlu, copa = run(settings(folder, tasks=("mmlu", "copa")))
+    (said,) = notes([mmlu, copa])
+    assert said.startswith("The shortest answer, whatever it says, is the right one of copa (0%, chance is 50%): ")
+    assert "| shortest |" not in tables([mmlu, copa])
+    assert notes([mmlu]) == []
 
 
 def test_what_falls_is_not_averaged_with_what_rises() -> None:

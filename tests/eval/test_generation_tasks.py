@@ -8,6 +8,7 @@ import pytest
 
 from gritkit.errors import InputError, RecordError
 from gritkit_eval.generation import answers
+from gritkit_eval.generation.choices import Asked, shortest_is_right
 from gritkit_eval.generation.code import program
 from gritkit_eval.generation.local import LOCAL, Options, drawn, kept, load_tasks
 from gritkit_eval.generation.rows import Row
@@ -179,6 +180,25 @@ def test_truthfulness_is_graded_as_its_authors_do(data: Path) -> None:
 def test_the_share_of_guesses(data: Path) -> None:
     assert one(data, "arc_easy").chance == pytest.approx((1 / 4 + 1 / 3 + 1 / 4) / 3)
     assert one(data, "truthfulqa").chance is None
+
+
+def test_what_the_shortest_answer_gives(data: Path) -> None:
+    def asked(gold: int, *answers: str) -> float:
+        return shortest_is_right(Asked.of("?", answers, gold))
+
+    assert [asked(0, "no", "yes"), asked(1, "no", "yes")] == [1.0, 0.0]
+    assert [asked(2, "ab", "abc", "cd"), asked(1, "ab", "abc", "cd")] == [0.5, 0.0]
+    assert one(data, "boolq").shortest == 0.0  # its one answer is yes
+    assert one(data, "mmlu").shortest == one(data, "mmlu").chance == 0.25  # letters
+    assert one(data, "truthfulqa").shortest is None
+
+
+def test_real_tasks_in_which_knowing_nothing_is_not_chance(shared: Path) -> None:
+    """As choices.py says of them."""
+    if not (shared / "data/gen_eval/openbookqa").is_dir():
+        pytest.skip("no OpenBookQA in the shared folder")
+    tasks = load_tasks(shared / "data", ["openbookqa", "copa", "boolq"], Options())
+    assert [round(task.shortest or 0, 2) for task in tasks] == [0.15, 0.56, 0.38]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,11 @@ Wordings are those of lm-evaluation-harness's task of the same name, whose figur
 none of that form, the source is named. The answer is the choice with the highest log-probability (``acc``), or with the
 highest per character (``acc_norm``); of equal ones the first.
 
+Log-probabilities are sums, so a weak model takes short answers whatever they say, and its ``acc`` is near what the
+shortest answer gives and not near chance: below it in OpenBookQA, whose right answers are long (15 % against 25 %), and
+in BoolQ, where "no" is the shorter word and right in 38 %; above it in COPA (56 % against 50 %, and its 100 examples
+have a standard error of 5). The harness has the same figures for the same weights.
+
 This module knows nothing about models or where files lie.
 """
 
@@ -78,6 +83,13 @@ def grade(asked: Asked) -> Callable[[Sequence[float]], Grades]:
         }
 
     return graded
+
+
+def shortest_is_right(asked: Asked) -> float:
+    """1 where the right choice has the fewest characters, 0 where it has not; of equally short ones the share."""
+    sizes = [len(choice) for choice in asked.choices]
+    fewest = [place for place, size in enumerate(sizes) if size == min(sizes)]
+    return (asked.gold in fewest) / len(fewest)
 
 
 def _grade_truthful(num_true: int) -> Callable[[Sequence[float]], Grades]:

@@ -129,7 +129,7 @@ def _choice_task(spec: choices.ChoiceSpec) -> Loader:
             paths.append(data / spec.shots)
             pool = [spec.ask(row) for row in rows.read(data / spec.shots, spec.checks)]
         firsts = _by_subset(pool)
-        made = []
+        made, shortest = [], []
         for number, asked in kept(list(enumerate(examples)), options):
             if spec.first_shots:
                 solved = firsts[asked.subset][:count]
@@ -138,9 +138,11 @@ def _choice_task(spec: choices.ChoiceSpec) -> Loader:
             else:
                 solved = drawn(number, pool, count, options, same=pool is examples)
             made.append(_choice_example(spec, asked, [one.solved for one in solved]))
+            shortest.append(choices.shortest_is_right(asked))
+        guessed = (_chance(made), sum(shortest) / len(shortest)) if spec.metric == "acc" else (None, None)
         return Task(
             name=spec.name, kind=spec.kind, version=version(paths), metric=spec.metric, choices=made,
-            num_fewshot=count, chance=_chance(made) if spec.metric == "acc" else None,
+            num_fewshot=count, chance=guessed[0], shortest=guessed[1],
         )  # fmt: skip
 
     return load

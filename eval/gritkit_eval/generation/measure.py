@@ -54,8 +54,8 @@ def measure(model: GritModel, task: Task, *, chat: bool, progress: bool = False)
         except InputError as error:
             raise InputError(f"{task.name}: {error}") from None
     scores = dict(task.total(grades)) | {"cut": float(num_cut)}
-    if task.chance is not None:
-        scores["chance"] = task.chance
+    guessed = {"chance": task.chance, "shortest": task.shortest}
+    scores |= {name: value for name, value in guessed.items() if value is not None}
     return Measured(scores | _by_subset(task, grades), [grade[task.metric] for grade in grades], written)
 
 

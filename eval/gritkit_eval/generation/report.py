@@ -16,8 +16,10 @@ from gritkit_eval.outcome import Outcome, plain
 from gritkit_eval.report.gathered import rises
 
 TITLE = "eval generation"
-_ABOUT = ("chance", "cut", "macro", "window", "stride", "num_tokens", "num_texts", "instructions")
+_ABOUT = ("chance", "shortest", "cut", "macro", "window", "stride", "num_tokens", "num_texts", "instructions")
 """Scores that are no result of their own."""
+_FAR = 0.05
+"""From chance, where what the shortest answer gives is worth a word."""
 
 
 def tables(outcomes: Sequence[Outcome]) -> str:
@@ -102,7 +104,22 @@ def notes(outcomes: Sequence[Outcome]) -> list[str]:
         if "walls_missing" in outcome.settings:
             lacking = outcome.settings["walls_missing"]
             made.append(f"Programs ran without these walls, which the machine does not permit: {lacking}.")
-    return list(dict.fromkeys(made))
+    return list(dict.fromkeys(made)) + _short_answers(outcomes)
+
+
+def _short_answers(outcomes: Sequence[Outcome]) -> list[str]:
+    """Where a model that knows nothing is not at chance."""
+    found = {}
+    for one in outcomes:
+        chance, shortest = (one.scores.get(name, math.nan) for name in ("chance", "shortest"))
+        if abs(shortest - chance) > _FAR:
+            found[one.task] = f"{one.task} ({shortest:.0%}, chance is {chance:.0%})"
+    if not found:
+        return []
+    return [
+        f"The shortest answer, whatever it says, is the right one of {', '.join(found.values())}: log-probabilities "
+        "are sums, so the acc of a weak model is near that and not near chance; acc_norm is by character."
+    ]
 
 
 def as_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -92,6 +92,8 @@ class Task:
     """How many solved examples stand in each prompt; part of what the figures depend on."""
     chance: float | None = None
     """What guessing gives."""
+    shortest: float | None = None
+    """What the shortest answer, whatever it says, gives."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """What of the data is not measured, and how many examples have it."""
     total: Callable[[Sequence[Grades]], Scores] = means
