@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from gritkit.prompts import Message
 from gritkit_serve.errors import ParameterError
@@ -115,7 +115,19 @@ class JsonSchemaFormat(Body):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-Kb = Annotated[Name | ChatKb, either("the name of a knowledge base, or an object with its name and options")]
+_KB = "the name of a knowledge base, or an object with its name and options"
+
+
+def _kb_form(value: object) -> str | None:
+    if isinstance(value, str):
+        return "name"
+    return "options" if isinstance(value, (dict, ChatKb)) else None
+
+
+Kb = Annotated[
+    Annotated[Name, either(_KB), Tag("name")] | Annotated[ChatKb, Tag("options")],
+    Discriminator(_kb_form, custom_error_type="kb_form", custom_error_message=f"must be {_KB}"),
+]
 
 
 class ChatRequest(ModelField, Sampling):
