@@ -13,6 +13,7 @@ from itertools import groupby
 from gritkit.rag.gate import CLOSED, STORED, Measured
 from gritkit_eval.bench.report import section, table
 from gritkit_eval.rag import Row, Settings
+from gritkit_eval.report.words import markdown
 
 _HEADER = (
     "read", "mode", "codec", "match", "EM", "F1", "in documents", "KL", "first KL", "agreement", "same",
@@ -31,7 +32,8 @@ def tables(rows: Sequence[Row]) -> str:
     for (model, questions), group in groupby(rows, lambda row: (row.model, row.questions)):
         measured = [row.measured for row in group]
         lines = [_line(one) for one in measured]
-        parts.append(f"**{model}** on {questions}, {measured[0].num_questions} questions\n\n{table(_HEADER, lines)}")
+        head = f"**{markdown(model)}** on {markdown(questions)}, {measured[0].num_questions} questions"
+        parts.append(f"{head}\n\n{table(_HEADER, lines)}")
     return "\n\n".join(parts)
 
 

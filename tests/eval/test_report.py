@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gritkit.errors import InputError
-from gritkit_eval.bench.report import machine, publish, section, table
+from gritkit_eval.bench.report import Marked, machine, publish, section, table
 
 
 def test_a_section_names_command_machine_and_versions() -> None:
@@ -15,6 +15,16 @@ def test_a_section_names_command_machine_and_versions() -> None:
     assert machine() in text
     assert "gritkit 1, torch 2." in text
     assert text.endswith("| a | b |\n| --- | --- |\n| 1 | 2 |\n")
+
+
+def test_cells_are_text_whatever_they_hold() -> None:
+    hostile = "a|b\n# c \x1b[31m<img src=x> [x](javascript:y) `z`"
+    made = table(["**name**", hostile], [[hostile, ""], [Marked("[1, 2]"), "bits_per_byte"]])
+    head, _, first, second = made.splitlines()
+    assert head.startswith("| **name** | a\\|b # c")
+    assert "\x1b" not in made
+    assert r"\<img src=x\> \[x\](javascript:y) \`z\`" in first
+    assert second == "| [1, 2] | bits_per_byte |"
 
 
 def test_publishing_replaces_its_own_section_and_no_other(tmp_path: Path) -> None:

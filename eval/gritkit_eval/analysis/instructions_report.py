@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gritkit_eval.bench.report import section, table
+from gritkit_eval.bench.report import Marked, section, table
 from gritkit_eval.drawing import COLOURS, figure, save
 from gritkit_eval.outcome import Outcome
 from gritkit_eval.report.chance import LEAST_TASKS, paired
+from gritkit_eval.report.words import markdown
 
 TITLE = "eval instructions"
 PLOT = Path("plots/eval-instructions.png")
@@ -39,7 +40,7 @@ class Report:
 
     def tables(self) -> str:
         """One for each model."""
-        return "\n\n".join(part for model in self.models for part in (f"{model}:", _table(self.of(model))))
+        return "\n\n".join(part for model in self.models for part in (f"{markdown(model)}:", _table(self.of(model))))
 
     def section(self, command: str) -> str:
         kept = "" if self.limit is None else f" {self.limit:,} examples of each task."
@@ -119,4 +120,4 @@ def _mean(outcomes: Sequence[Outcome], condition: str) -> str:
 
 def _cell(mean: float, low: float, high: float) -> str:
     spread = "" if math.isnan(low) else f" [{100 * low:+.2f}, {100 * high:+.2f}]"
-    return f"{100 * mean:+.2f}{spread}"
+    return Marked(f"{100 * mean:+.2f}{spread}")

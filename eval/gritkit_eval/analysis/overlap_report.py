@@ -14,6 +14,7 @@ from gritkit_eval.analysis.contamination import RANDOM, Finding
 from gritkit_eval.bench.report import section, table
 from gritkit_eval.drawing import COLOURS, figure, save
 from gritkit_eval.outcome import Outcome
+from gritkit_eval.report.words import markdown
 
 TITLE = "eval overlap"
 PLOT = Path("plots/eval-overlap.png")
@@ -39,13 +40,13 @@ class Report:
 
     def tables(self) -> str:
         """All tables and the worst texts, as Markdown."""
-        parts = [f"Training texts: {self.train_name}.", _table(self.by_words)]
+        parts = [f"Training texts: {markdown(self.train_name)}.", _table(self.by_words)]
         if self.by_vectors:
-            parts.append(f"Nearest training text by the vectors of {self.by_vectors[0].outcome.model}:")
+            parts.append(f"Nearest training text by the vectors of {markdown(self.by_vectors[0].outcome.model)}:")
             parts.append(_table(self.by_vectors))
             parts += self._anisotropy()
         if self.empty:
-            parts.append(f"Without texts of {self.settings.min_words} words: {', '.join(self.empty)}.")
+            parts.append(f"Without texts of {self.settings.min_words} words: {', '.join(map(markdown, self.empty))}.")
         parts += [f"Diversity of {self.settings.sample:,} of the training texts at most:", _diversity(self.diversity)]
         for what, findings in (("n-grams", self.by_words), ("vectors", self.by_vectors)):
             worst = [one for finding in findings for one in finding.offenders]
@@ -114,7 +115,7 @@ def _diversity(outcomes: Sequence[Outcome]) -> str:
 
 def _worst(findings: Sequence[Finding]) -> str:
     rows = [
-        [one.evaluation, one.train, "copy" if one.copy else f"{one.share:.3f}", one.text.replace("|", "\\|")]
+        [one.evaluation, one.train, "copy" if one.copy else f"{one.share:.3f}", one.text]
         for finding in findings
         for one in finding.offenders
     ]

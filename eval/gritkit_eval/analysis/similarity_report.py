@@ -12,6 +12,7 @@ from pathlib import Path
 from gritkit_eval.bench.report import section, table
 from gritkit_eval.drawing import COLOURS, figure, save
 from gritkit_eval.outcome import Outcome
+from gritkit_eval.report.words import markdown
 
 TITLE = "eval similarity"
 PLOT = Path("plots/eval-similarity.png")
@@ -44,7 +45,7 @@ class Report:
 
     def tables(self) -> str:
         """One for each file."""
-        return "\n\n".join(part for task in self.tasks for part in (f"{task}:", _table(self._of(task))))
+        return "\n\n".join(part for task in self.tasks for part in (f"{markdown(task)}:", _table(self._of(task))))
 
     def section(self, command: str) -> str:
         about = (

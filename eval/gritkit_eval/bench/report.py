@@ -16,6 +16,9 @@ import typer
 
 from gritkit.errors import InputError
 from gritkit.files import resolve, write_atomic
+from gritkit_eval.report.words import markdown
+
+_BOLD = re.compile(r"\*\*([^*]+)\*\*")
 
 
 def machine() -> str:
@@ -30,10 +33,23 @@ def machine() -> str:
     return f"{cpu}, {cores} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
 
 
+class Marked(str):
+    """A cell that is Markdown already: made here, of no name that comes from outside."""
+
+    __slots__ = ()
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
+    """A Markdown table. Cells may hold anything, names of files too, and are written as text; bold stays bold."""
+    lines = [[_cell(cell) for cell in header], ["---"] * len(header), *([_cell(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    if isinstance(text, Marked) or not text.strip():
+        return text
+    bold = _BOLD.fullmatch(text)
+    return f"**{markdown(bold[1])}**" if bold else markdown(text)
 
 
 def section(title: str, command: str, versions: Mapping[str, str], body: str) -> str:

@@ -23,6 +23,7 @@ from gritkit import metrics
 from gritkit.errors import GritkitError
 from gritkit_eval.mteb.own_files import OwnFiles
 from gritkit_eval.outcome import Outcome, OutcomeFolder, versions_of
+from gritkit_eval.report.words import plain
 
 KIND = "mteb"
 _BATCH = 1024  # texts that mteb hands over at a time; encoders make batches of their own
@@ -70,8 +71,8 @@ def run(
                 settings=contestant.settings(task), outcomes=outcomes, results=results,
             )  # fmt: skip
             progress(
-                f"{contestant.name} {number}/{len(tasks)} {name}: {outcome.metric} {100 * outcome.score:.2f} "
-                f"({outcome.seconds:.1f} s, {outcome.made})"
+                f"{plain(contestant.name)} {number}/{len(tasks)} {plain(name)}: "
+                f"{outcome.metric} {100 * outcome.score:.2f} ({outcome.seconds:.1f} s, {outcome.made})"
             )
             found.append(outcome)
     return found

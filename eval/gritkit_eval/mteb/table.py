@@ -14,6 +14,7 @@ from gritkit.errors import InputError
 from gritkit_eval.bench.report import section, table
 from gritkit_eval.drawing import COLOURS, figure, save
 from gritkit_eval.outcome import Outcome
+from gritkit_eval.report.words import markdown
 
 TITLE = "eval mteb"
 PLOT = Path("plots/mteb.png")
@@ -87,7 +88,7 @@ def tables(board: Board, baseline: str | None) -> str:
             for model in board.models
             if model != baseline
         ]
-        parts.append(f"Divided by what {baseline} has:\n\n{table(header, rows)}")
+        parts.append(f"Divided by what {markdown(baseline)} has:\n\n{table(header, rows)}")
     parts += [_of_type(board, kind) for kind in board.tasks]
     return "\n\n".join(parts)
 

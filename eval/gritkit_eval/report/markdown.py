@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gritkit_eval.bench.report import table
+from gritkit_eval.bench.report import Marked, table
 from gritkit_eval.report.grids import Cell, Grid
 from gritkit_eval.report.words import markdown
 
@@ -22,10 +22,10 @@ def bullets(notes: Sequence[str]) -> str:
     return "\n".join(f"- {note}" for note in notes)
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell) -> Marked:
     text = markdown(cell.text)
     return _noted(f"**{text}**" if cell.best or cell.worse else text, cell.note)
 
 
-def _noted(text: str, note: str) -> str:
-    return f"{text} ({markdown(note)})" if note else text
+def _noted(text: str, note: str) -> Marked:
+    return Marked(f"{text} ({markdown(note)})" if note else text)
