@@ -96,7 +96,7 @@ def run(settings: Settings, *, outcomes: OutcomeFolder | None = None, progress: 
     ways = settings_of(
         settings.modes, settings.codecs, top_ks=settings.top_k, joins=settings.joins, link_tokens=settings.link_tokens
     )
-    files = {path.name.split(".")[0]: chosen(load_exams(path), settings) for path in settings.questions}
+    files = {name: chosen(load_exams(path), settings) for name, path in _names(settings.questions).items()}
     documents = {name: _documents(name, exams, settings) for name, exams in files.items()}
     rows = []
     for given in settings.models:
@@ -123,6 +123,19 @@ def run(settings: Settings, *, outcomes: OutcomeFolder | None = None, progress: 
     return rows
 
 
+def _names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names without endings, those of one name with their folder's. Raises InputError where even that
+    is one."""
+    stems = [path.name.split(".")[0] for path in paths]
+    found: dict[str, Path] = {}
+    for stem, path in zip(stems, paths, strict=True):
+        name = stem if stems.count(stem) == 1 else f"{resolve(path).parent.name}/{stem}"
+        if name in found:
+            raise InputError(f"{found[name]} and {path} would both be called {name!r}: rename one, or its folder")
+        found[name] = path
+    return found
+
+
 def _subject(
     model: GritModel, name: str, file: str, exams: Sequence[Exam], documents: Sequence[Document], settings: Settings
 ) -> Subject:
@@ -133,7 +146,7 @@ def _subject(
         search="own passages" if settings.oracle else f"{settings.by} search",
         settings={
             "by": "own passages" if settings.oracle else settings.by, "max_new_tokens": settings.max_new_tokens,
-            "chunk_tokens": settings.chunk_tokens, **chosen_by, **given,
+            "chunk_tokens": settings.chunk_tokens, "device": str(model.device), **chosen_by, **given,
         },
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """What ``gritkit eval rag`` measured as outcomes on disk, and back: one for each model, question file and way.
 
 The ways of one model and file take turns while they are measured, so that their times can be compared; they are
-therefore found all together or measured all together. Answers from a knowledge base that is given are not looked up:
-what it holds may have changed.
+therefore found all together or measured all together, on one machine and device. Answers from a knowledge base that is
+given are not looked up: what it holds may have changed.
 
 This module knows nothing about how anything is measured.
 """
@@ -18,17 +18,21 @@ from typing import Any
 from gritkit.rag.documents import Document
 from gritkit.rag.gate import CLOSED, Measured, Setting
 from gritkit.rag.questions import Exam
+from gritkit_eval.bench.report import machine
 from gritkit_eval.outcome import Outcome, OutcomeFolder, versions_of
 
 KIND = "rag"
 METRIC = "f1"
+PROTOCOL = 1
+"""Goes up when the same questions are asked or scored differently."""
 _COUNTS = ("num_questions", "num_tokens", "recomputed")
 _NO_SCORES = ("setting", "f1_each")
 
 
 def version_of(exams: Sequence[Exam], documents: Sequence[Document]) -> str:
     """A digest of the questions and of what is searched for their answers."""
-    parts = [dataclasses.asdict(exam) for exam in exams], [[one.text, one.id, one.metadata] for one in documents]
+    searched = [[one.text, one.id, one.metadata] for one in documents]
+    parts = PROTOCOL, [dataclasses.asdict(exam) for exam in exams], searched
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -65,7 +69,7 @@ class Subject:
         )  # fmt: skip
 
     def _settings(self, way: Setting) -> dict[str, Any]:
-        return {**dataclasses.asdict(way), **self.settings}
+        return {**dataclasses.asdict(way), **self.settings, "machine": machine()}
 
 
 def _measured(way: Setting, outcome: Outcome) -> Measured:

@@ -183,6 +183,26 @@ def test_what_was_measured_is_not_measured_again(folder: Path) -> None:
     assert len(outcomes.all()) == 6
 
 
+def test_times_of_another_machine_are_not_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = OutcomeFolder(folder / "out")
+    given = settings(folder, modes=("closed",), top_k=(1,), limit=1)
+    (first,) = run(given, outcomes=outcomes)
+    monkeypatch.setattr("gritkit_eval.rag_outcomes.machine", lambda: "another one")
+    (second,) = run(given, outcomes=outcomes)
+    assert second.measured.ttft_s != first.measured.ttft_s
+
+
+def test_question_files_of_one_name_stay_apart(folder: Path) -> None:
+    for name in ("a", "b", "c/a"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "test.jsonl").write_bytes((folder / "animals.jsonl").read_bytes())
+    files = tuple(folder / name for name in ("animals.jsonl", "a/test.jsonl", "b/test.jsonl"))
+    rows = run(settings(folder, questions=files, modes=("closed",), top_k=(1,), limit=1))
+    assert [row.questions for row in rows] == ["animals", "a/test", "b/test"]
+    with pytest.raises(InputError, match=r"would both be called 'a/test': rename one"):
+        run(settings(folder, questions=(*files, folder / "c/a/test.jsonl"), modes=("closed",)))
+
+
 def test_tables_show_what_was_measured(folder: Path) -> None:
     given = settings(folder, modes=("closed", "off", "linked"), top_k=(2,), link_tokens=(3,), oracle=True)
     rows = run(given)

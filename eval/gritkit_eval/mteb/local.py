@@ -125,7 +125,10 @@ def _known(root: Path) -> dict[str, tuple[str, Path]]:
     """Task name -> kind, folder."""
     known = {f"{kind}.{path.name}": (kind, path) for kind, path in sets(root)}
     if not known:
-        raise InputError(f"{root} holds no data: folders {', '.join(FOLDERS)}, with a folder for each set, are read")
+        raise InputError(
+            f"{root} holds no data: files such as sts/NAME/test.jsonl are read, of the kinds {', '.join(FOLDERS)} "
+            "(README.md, Measuring, has the fields)"
+        )
     for path in [path for kind, path in known.values() if kind == "classification"]:
         if _num_classes(root, path) >= _FEWEST_CLUSTERS:
             known.setdefault(f"clustering.{path.name}", ("clustering", path))
