@@ -8,8 +8,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import click
 import typer
 
 from gritkit.errors import InputError
@@ -31,9 +31,12 @@ def whole_numbers(name: str, given: str, *, least: int = 1) -> tuple[int, ...]:
 
 
 def named(given: str) -> tuple[str, str]:
-    """(name, folder or hub id) of ``name=folder`` or of a folder alone. Raises InputError where one is empty."""
+    """(name, folder or hub id) of ``name=folder`` or of a folder alone, which is called after itself, or as training
+    writes it (``run/model``) after its run. Raises InputError where one is empty."""
     name, equals, source = given.partition("=")
-    name, source = (name, source) if equals else (Path(given).name, given)
+    if not equals:
+        path = Path(given)
+        name, source = path.parent.name if path.name == "model" and path.parent.name else path.name, given
     if not name or not source:
         raise InputError(f"model {given!r} is neither a folder or hub id nor name=folder")
     return name, source
@@ -73,7 +76,7 @@ def command_of(context: typer.Context) -> str:
     return shlex.join(words)
 
 
-def _names(context: click.Context) -> list[str]:
+def _names(context: Any) -> list[str]:
     """Of the command, and of the groups between it and ``eval``."""
     above = context.parent
     names = [] if above is None or above.parent is None or above.info_name == "eval" else _names(above)

@@ -67,7 +67,10 @@ def test_lists_by_comma() -> None:
 
 
 def test_models_have_names() -> None:
-    assert named("out/model") == ("model", "out/model")
+    assert named("out/grit") == ("grit", "out/grit")
+    assert named("model") == ("model", "model")
+    check_names(["out/grit/model", "out/e5/model"])
+    assert named("out/grit/model") == ("grit", "out/grit/model")
     assert named("a=b=c") == ("a", "b=c")
     for wrong in ("", "=x", "x="):
         with pytest.raises(InputError, match="name=folder"):
