@@ -126,3 +126,34 @@ def bench_rag(
     if results is not None:
         publish(section, TITLE, results)
         typer.echo(f"Drew {plot(made, resolve(results))}", err=True)
+
+
+@app.command("serve")
+def bench_serve(
+    clients: Annotated[str, typer.Option(help="Clients at once, by comma.")] = "1,8,32",
+    rounds: Annotated[int, typer.Option(help="Counted runs of each server.", min=1, max=100)] = 3,
+    answer_tokens: Annotated[int, typer.Option(help="Mean length of an answer.", min=2, max=1024)] = 64,
+    size: Annotated[str, typer.Option(help="Model: 6M or 28M parameters, random weights.")] = "28M",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    slots: Annotated[int | None, typer.Option(help="Of gritkit's server; default: its own.", min=1)] = None,
+    peer_python: Annotated[str | None, typer.Option(help="Python of the peers' own environment.")] = None,
+    format: Format = Form.table,
+    results: Annotated[Path | None, typer.Option(help="Markdown file whose section is replaced.")] = None,
+) -> None:
+    """The server under load: chat against transformers serve, embeddings against sentence-transformers behind FastAPI;
+    memory; answers from documents against the library's."""
+    from gritkit_eval.arguments import whole_numbers
+    from gritkit_eval.bench.report import publish
+    from gritkit_eval.bench.serve import TITLE, run
+    from gritkit_eval.bench.serve_contest import Settings
+    from gritkit_eval.bench.serve_report import as_json, report_section
+
+    settings = Settings(
+        clients=whole_numbers("clients", clients), rounds=rounds, answer_tokens=answer_tokens, size=size, dtype=dtype,
+        device=device, slots=slots, peer_python=peer_python,
+    )  # fmt: skip
+    report = run(settings)
+    section = report_section(report)
+    typer.echo(as_json(report) if format is Form.json else section)
+    publish(section, TITLE, results)
