@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -14,25 +15,21 @@ from gritkit_serve.routes.sse import DONE, KEEP_ALIVE, EventStream, event
 Events = AsyncGenerator[bytes, None]
 
 
-async def sent(
-    events: Events, *, keep_alive_s: float = 30.0, leave_after: int | None = None, close: Callable[[], None] = list
-) -> list[Message]:
-    """What goes over the wire; a client that leaves does so after so many pieces of the body."""
+async def sent(events: Events, *, left: asyncio.Event | None = None, close: Callable[[], None] = list) -> list[Message]:
+    """What goes over the wire to a client that stays, or that leaves when it is told to."""
     messages: list[Message] = []
-    left = asyncio.Event()
+    left = left or asyncio.Event()
 
     async def send(message: Message) -> None:
         messages.append(message)
-        if leave_after is not None and len(messages) > leave_after:
-            left.set()
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
 
     async def receive() -> Message:
         await left.wait()
         return {"type": "http.disconnect"}
 
     scope: dict[str, Any] = {"type": "http", "asgi": {"spec_version": "2.3"}}
-    response = EventStream(events, request_id="req-1", close=close, keep_alive_s=keep_alive_s)
+    response = EventStream(events, request_id="req-1", close=close)
     await asyncio.wait_for(response(scope, receive, send), 30)
     return messages
 
@@ -46,6 +43,13 @@ def test_an_event_is_whole_and_may_have_a_name() -> None:
     assert event("1", name="sources") == b"event: sources\ndata: 1\n\n"
     with pytest.raises(AssertionError):
         event("1\ndata: 2")
+
+
+def test_an_event_is_one_line_for_every_reader() -> None:
+    data = '{"text": "a\x85b\u2028c\u2029d é"}'
+    sent = event(data).decode()
+    assert sent.splitlines() == [sent.rstrip("\n"), ""]
+    assert json.loads(sent.removeprefix("data: ")) == json.loads(data)
 
 
 def test_each_event_is_sent_at_once_and_alone() -> None:
@@ -122,21 +126,23 @@ def test_a_defect_is_for_the_layers_around() -> None:
         asyncio.run(sent(events()))
 
 
-@pytest.mark.parametrize("waits", ["for the next event", "never"])
-def test_a_client_that_leaves_ends_what_makes_the_events(waits: str) -> None:
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_client_that_leaves_ends_what_makes_the_events(waits: bool) -> None:
     ended: list[str] = []
 
-    async def events() -> Events:
+    async def events(left: asyncio.Event) -> Events:
         try:
             while True:
                 yield event("1")
-                if waits == "for the next event":
+                left.set()
+                if waits:
                     await asyncio.Event().wait()
         finally:
             ended.append("events")
 
     async def run() -> None:
-        await sent(events(), leave_after=1, close=lambda: ended.append("closed"))
+        left = asyncio.Event()
+        await sent(events(left), left=left, close=lambda: ended.append("closed"))
         assert sorted(ended) == ["closed", "events"]
 
     asyncio.run(run())

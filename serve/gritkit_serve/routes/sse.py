@@ -25,13 +25,17 @@ KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_SECONDS = 15.0
 """Below the 60 s after which common proxies close a connection that says nothing."""
 
+_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+"""Not of events, but lines end there for clients that read by ``str.splitlines``, as httpx's ``aiter_lines`` does; in
+JSON they stand within texts alone."""
+
 Events = AsyncGenerator[bytes, None]
 
 
 def event(data: str, *, name: str | None = None) -> bytes:
     """One event. ``data`` is JSON, which has no line breaks of its own."""
     assert "\n" not in data
-    return (f"event: {name}\n" if name else "").encode() + b"data: " + data.encode() + b"\n\n"
+    return (f"event: {name}\n" if name else "").encode() + b"data: " + data.translate(_BREAKS).encode() + b"\n\n"
 
 
 class EventStream(StreamingResponse):
