@@ -19,7 +19,7 @@ from gritkit_serve.settings import Settings
 from tests.serve.serving import PATIENCE_S, Running, rest, serving
 
 SETTINGS = Settings(
-    max_body_bytes=100_000, max_upload_bytes=200_000, max_buffered_bytes=250_000, body_seconds=0.3,
+    max_body_bytes=100_000, max_upload_bytes=200_000, max_buffered_bytes=250_000, body_seconds=1.0,
     min_body_rate=1 << 20, max_json_depth=8, max_json_containers=1000,
 )  # fmt: skip
 

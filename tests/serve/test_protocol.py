@@ -17,10 +17,7 @@ from gritkit_serve.service import Service
 from gritkit_serve.settings import Settings
 from tests.serve.serving import PATIENCE_S, Running, rest, serving
 
-SETTINGS = Settings(
-    max_header_bytes=4096, max_connections=4, header_seconds=0.3, body_seconds=0.3, keep_alive_seconds=1,
-    stalled_seconds=0.3, drain_seconds=2,
-)  # fmt: skip
+SETTINGS = Settings(max_header_bytes=4096, header_seconds=0.3, body_seconds=0.3, stalled_seconds=0.3, drain_seconds=2)
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 CLOSE = b"Connection: close\r\n\r\n"
 
@@ -140,8 +137,9 @@ def test_blank_lines_are_no_life(wire: Running) -> None:
         assert rest(connection) == b""
 
 
-def test_an_idle_connection_is_closed_after_a_while(wire: Running) -> None:
-    assert wire.exchange(GET + b"\r\n").startswith(b"HTTP/1.1 200")
+def test_an_idle_connection_is_closed_after_a_while() -> None:
+    with serving(None, settings=Settings(keep_alive_seconds=1)) as running:
+        assert running.exchange(GET + b"\r\n").startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize(
@@ -163,16 +161,14 @@ def test_what_is_no_http_is_refused(wire: Running, junk: bytes) -> None:
     assert 400 <= status < 500
 
 
-def test_one_connection_too_many_is_refused_and_the_others_stay(wire: Running) -> None:
-    kept = [wire.connect() for _ in range(SETTINGS.max_connections)]
-    try:
-        for connection in kept:  # they count once they are accepted, which an answer proves
-            assert asked(connection)
-        assert refusal(wire.exchange()) == (503, "too_many_connections")
+def test_one_connection_too_many_is_refused_and_the_others_stay() -> None:
+    with serving(None, settings=Settings(max_connections=3)) as running, contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(running.connect()) for _ in range(3)]
+        assert all(asked(connection) for connection in kept)  # they count once they are accepted, which this proves
+        assert refusal(running.exchange()) == (503, "too_many_connections")
         assert asked(kept[0])
-    finally:
-        for connection in kept:
-            connection.close()
+        kept.pop().close()
+        assert asked(kept[1])
 
 
 def test_a_reader_that_stalls_is_disconnected(wire: Running, floods: Floods) -> None:
