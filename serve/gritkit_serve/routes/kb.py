@@ -18,8 +18,8 @@ from gritkit_serve.kb_answers import MAX_NEW_TOKENS, Finding, Ready, bases_of, p
 from gritkit_serve.routes.answers import Answers, finish_reason
 from gritkit_serve.routes.replies import json_reply, streams_too
 from gritkit_serve.routes.sse import DONE, Events, EventStream, event
-from gritkit_serve.schemas.errors import ERRORS
 from gritkit_serve.schemas.kb import (
+    KB_ERRORS,
     AskReply,
     AskRequest,
     BaseInfo,
@@ -33,7 +33,7 @@ from gritkit_serve.schemas.kb import (
 )
 from gritkit_serve.service import CallDep, Service, ServiceDep
 
-router = APIRouter(tags=["knowledge bases"], responses=ERRORS)
+router = APIRouter(tags=["knowledge bases"], responses=KB_ERRORS)
 
 BaseName = Annotated[str, Path(description="Of a knowledge base: a-z, 0-9, _ and -, at most 63 of them.")]
 

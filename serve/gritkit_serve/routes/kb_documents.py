@@ -25,8 +25,8 @@ from gritkit_serve.kb_answers import bases_of
 from gritkit_serve.routes.kb import BaseName
 from gritkit_serve.routes.replies import json_reply, streams_too
 from gritkit_serve.routes.sse import DONE, Events, EventStream, event
-from gritkit_serve.schemas.errors import ERRORS
 from gritkit_serve.schemas.kb import (
+    KB_ERRORS,
     MAX_ID_CHARS,
     AddReply,
     DeletedDocuments,
@@ -40,7 +40,7 @@ from gritkit_serve.service import CallDep, Service, ServiceDep
 from gritkit_serve.settings import Settings
 from gritkit_serve.uploads import Upload
 
-router = APIRouter(tags=["knowledge bases"], responses=ERRORS)
+router = APIRouter(tags=["knowledge bases"], responses=KB_ERRORS)
 
 MAX_PAGE = 1000
 _FILE_FIELDS = ("files", "file")
@@ -105,9 +105,7 @@ async def add_documents(
     the events ``progress``, ``report``, then ``[DONE]``.
     """
     with ExitStack() as held:
-        writer = held.enter_context(
-            bases_of(service).writer(name)
-        )  # before the body is taken in: so many wait with one
+        writer = held.enter_context(bases_of(service).writer(name))  # first: only so many wait, each with its body
         addition = Addition(await _received(request, service), writer)
         if not stream:
             async with aclosing(addition.commits()) as commits:

@@ -15,6 +15,7 @@ from gritkit.kv.dockv import Join
 from gritkit.rag.documents import Document, Reuse, Search
 from gritkit_serve.errors import ParameterError
 from gritkit_serve.schemas.common import Body, Reply, Text, Usage, Whole, above, is_none
+from gritkit_serve.schemas.errors import ERRORS, ErrorResponse
 from gritkit_serve.schemas.sampling import Stop
 from gritkit_serve.settings import Settings
 
@@ -207,6 +208,13 @@ def given(**fields: Any) -> dict[str, Any]:
 
 
 # -- responses -----------------------------------------------------------------------------------------------------
+
+KB_ERRORS: dict[int | str, dict[str, Any]] = {
+    **ERRORS,
+    409: {"model": ErrorResponse, "description": "It is there already, in use by another process, or unusable."},
+    507: {"model": ErrorResponse, "description": "The server's disk refuses."},
+}
+"""For ``responses=`` of a route."""
 
 
 class BaseInfo(Reply):
