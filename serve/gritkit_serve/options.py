@@ -12,7 +12,10 @@ import typer
 
 Source = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Model folder or hub id.")]
 KnowledgeBases = Annotated[
-    Path | None, typer.Option("--kb", metavar="DIR", help="Folder of the knowledge bases; made if it is not there.")
+    str | None,
+    typer.Option(
+        "--kb", metavar="DIR", help="Folder of the knowledge bases, made if not there; or one postgresql:// address."
+    ),
 ]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; any but loopback needs an API key.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any that is free.")]
