@@ -9,6 +9,7 @@ This module knows nothing about models, documents or stores.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -23,7 +24,11 @@ from gritkit.errors import InputError, MissingExtraError, StoreError
 
 BATCH_SIZE = 16
 _SHORT_TEMPORARY = "/tmp"  # Ray's sockets are below it, and the path of a socket has 104 bytes on some systems
-_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300"}  # a busy machine starts slowly
+_VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_gcs_server_port_wait_time_s": "300",  # a busy machine starts slowly
+    "RAY_raylet_start_wait_time_s": "300",
+}
 _PATIENCE_S = 10.0
 
 _log = logging.getLogger("gritkit")
@@ -125,9 +130,10 @@ def connected(ray: Any, address: str | None) -> Iterator[None]:
                 folder = tempfile.mkdtemp(prefix="gritkit-ray-", dir=root)
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)
                 stack.callback(ray.shutdown)
+                inside = os.path.join(folder, "r")  # Ray lets everybody write to its own; nobody else gets there
                 with _alone(ray):
-                    ray.init(address="local", include_dashboard=False, _temp_dir=folder, **options)
-        except (OSError, RuntimeError, ValueError) as error:
+                    ray.init(address="local", include_dashboard=False, _temp_dir=inside, **options)
+        except Exception as error:  # Ray raises all kinds, and plain ones
             where = "here" if address is None else f"at {address!r:.100}"
             raise StoreError(f"cannot use a Ray cluster {where}: {first_line(error)}") from error
         yield
@@ -142,14 +148,20 @@ def _check_answers(address: str) -> None:
 
 @contextlib.contextmanager
 def _alone(ray: Any) -> Iterator[None]:
-    """A cluster that is started now listens on the loopback address: Ray's own way where it supports no other."""
-    constants = ray._private.ray_constants
-    before = constants.ENABLE_RAY_CLUSTER
+    """A cluster that is started now listens on the loopback address: Ray's own way where it supports no other.
+
+    It has no process that would add machines, and none that reads the others' logs. They are of no use here, and keep
+    those waiting that the cluster cannot start without: it gives up when one of them takes 15 s
+    (https://github.com/ray-project/ray/issues/65983).
+    """
+    constants, parameter = ray._private.ray_constants, ray._private.parameter
+    before = constants.ENABLE_RAY_CLUSTER, parameter.RayParams
     constants.ENABLE_RAY_CLUSTER = False
+    parameter.RayParams = functools.partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
     try:
         yield
     finally:
-        constants.ENABLE_RAY_CLUSTER = before
+        constants.ENABLE_RAY_CLUSTER, parameter.RayParams = before
 
 
 @contextlib.contextmanager

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from gritkit.cli import engine as engines
 from gritkit.cli import options as common
 from gritkit.cli.loading import open_model
-from gritkit.cli.output import write
+from gritkit.cli.output import note, write
 from gritkit.errors import InputError
 from gritkit.files import resolve
 from gritkit_serve import options
 from gritkit_serve.settings import MIB, Settings
 
 if TYPE_CHECKING:
+    from gritkit_serve.server import Server
     from gritkit_serve.service import Service
 
 _DEFAULTS = Settings()
@@ -56,6 +58,8 @@ def serve(
     dtype: common.Dtype = "auto",
     prompt_format: common.PromptFormat = None,
     trust_remote_code: common.TrustRemoteCode = False,
+    engine: options.EngineOption = engines.Engine.local,
+    replicas: options.Replicas = None,
 ) -> None:
     """Serve chat, embeddings, reranking and question answering over HTTP, from one model.
 
@@ -65,6 +69,7 @@ def serve(
     name = source or model
     if not name:
         raise typer.BadParameter("no model: give MODEL, -m/--model FOLDER, or set GRITKIT_MODEL")
+    replicas = _replicas(engine, replicas)
     adapters = _adapters(adapter or [])
     settings = Settings(
         api_keys=_keys(api_key_file, host, allow_origin or []),
@@ -94,25 +99,52 @@ def serve(
             service.bases = Bases(kb, engine, settings=settings)
         service.attach(engine)
 
-    run(model_name or _name_of(name), settings, host, port, load)
+    called = model_name or _name_of(name)
+    if replicas is None:
+        run(called, settings, host, port, load)
+    else:
+        run_replicas(called, settings, host, port, load, replicas, device=device)
 
 
 def run(model_name: str, settings: Settings, host: str, port: int, load: Callable[[Service], None]) -> None:
-    """Serve until a signal. ``load`` gives the service its engine, in a thread of its own; what it raises comes out
-    here."""
-    started = time.monotonic()
+    """Serve from this process until a signal. ``load`` gives the service its engine."""
     from gritkit_serve.app import create_app
-    from gritkit_serve.server import Server, address_of, bind
+    from gritkit_serve.server import Server
     from gritkit_serve.service import Service
+
+    service = Service(model_name, settings)
+    _run(Server(service, create_app(service)), model_name, host, port, lambda: load(service))
+
+
+def run_replicas(
+    model_name: str,
+    settings: Settings,
+    host: str,
+    port: int,
+    load: Callable[[Service], None],
+    number: int,
+    *,
+    device: str | None,
+) -> None:
+    """The same from several processes; each calls ``load``."""
+    from gritkit_serve.ray_replica import Plan
+    from gritkit_serve.ray_serve import FrontServer, RayService
+
+    service = RayService(Plan(model_name, settings, load), number, device=device)
+    _run(FrontServer(service), model_name, host, port, service.begin)
+
+
+def _run(server: Server, model_name: str, host: str, port: int, load: Callable[[], None]) -> None:
+    """``load`` is called in a thread of its own, and what it raises comes out here."""
+    started = time.monotonic()
+    from gritkit_serve.server import address_of, bind
 
     failures: list[BaseException] = []
     with contextlib.closing(bind(host, port)) as listener:
-        service = Service(model_name, settings)
-        server = Server(service, create_app(service))
 
         def start() -> None:
             try:
-                load(service)
+                load()
             except BaseException as error:
                 failures.append(error)
                 server.leave()
@@ -153,6 +185,17 @@ def _adapters(given: list[str]) -> dict[str, Path]:
             raise InputError(f"--adapter {name}: there is no folder {folder}")
         adapters[name] = resolve(folder)
     return adapters
+
+
+def _replicas(engine: engines.Engine, replicas: int | None) -> int | None:
+    """How many, None for this process alone."""
+    if engine is engines.Engine.ray:
+        if replicas is None:
+            raise typer.BadParameter("--engine ray needs --replicas N")
+        return replicas
+    if replicas is not None:
+        note("Warning: --replicas has no effect without --engine ray")
+    return None
 
 
 def _name_of(model: str) -> str:

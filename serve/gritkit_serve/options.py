@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from gritkit.cli.engine import Engine
+
 Source = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Model folder or hub id.")]
 KnowledgeBases = Annotated[
     str | None,
@@ -51,3 +53,15 @@ MaxBodyMib = Annotated[float, typer.Option("--max-body-mib", help="Largest JSON 
 MaxUploadMib = Annotated[float, typer.Option("--max-upload-mib", help="Largest upload of files.")]
 RequestSeconds = Annotated[float, typer.Option("--request-seconds", help="A request is cancelled after so long.")]
 DrainSeconds = Annotated[float, typer.Option("--drain-seconds", help="After SIGTERM, for requests that run.")]
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        "--engine", help="local: in this process. ray: in --replicas processes of this machine, on Ray Serve."
+    ),
+]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        "--replicas", min=1, help="Processes with the model, for --engine ray; they share the folder of --kb."
+    ),
+]
