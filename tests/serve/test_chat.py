@@ -336,8 +336,9 @@ def test_a_full_queue_is_told_when_to_come_again() -> None:
         assert response.status_code == 429
         assert int(response.headers["retry-after"]) >= 1
         assert response.json()["error"]["type"] == "rate_limit_error"
-        # Those of it that had been taken hold no slot.
+        # Those of it that had been taken are let go, before they have become whole.
         assert post(client, PATH, messages=USER, max_tokens=2)["usage"]["completion_tokens"] == 2
+        assert server.service.engine.load().counts["finished"] == 1
 
 
 def test_a_model_without_a_chat_format_says_so() -> None:
