@@ -17,19 +17,16 @@ import dataclasses
 import json
 import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gritkit.embedding import num_prompt
 from gritkit.errors import InputError, UnsupportedModelError
-from gritkit.generation.decoder import Request
 from gritkit.generation.params import SamplingParams
 from gritkit.kv.blocks import Block, BlockStore
 from gritkit.kv.codecs import DEFAULT_CODEC, check_codec
-from gritkit.kv.dockv import Join, ReadDocument, check_join
+from gritkit.kv.dockv import Join, check_join
 from gritkit.model import GritModel
 from gritkit.prompts import Message
 from gritkit.rag import ladder, verdicts
@@ -41,9 +38,7 @@ from gritkit.rag.answering import (
     Question,
     answer_events,
     fitting,
-    joined_tokens,
     num_left_out,
-    paper_request,
     tokens_of,
 )
 from gritkit.rag.base import KnowledgeBase, Stats, VerifyReport
@@ -51,11 +46,12 @@ from gritkit.rag.cache import DocumentCache
 from gritkit.rag.coding import BlockCoder
 from gritkit.rag.documents import AddReport, Answer, Document, DocumentInfo, Hit, RagEvent, Search
 from gritkit.rag.place import place_of
+from gritkit.rag.preparing import Preparer
 from gritkit.rag.rates import Rates
 from gritkit.rag.reader import Reader, manifest_of, own_metadata
 from gritkit.rag.searching import Searcher, current
 from gritkit.rag.store import Row
-from gritkit.tokens import check_text, sequence
+from gritkit.tokens import check_text
 
 MEMORY_BYTES = 1 << 30
 
@@ -87,7 +83,6 @@ class Rag:
         self.base = base
         self.answers: Counter[str] = Counter()
         """How many answers took each way of reuse."""
-        self._instruction = instruction
         self._rates = Rates(base.blocks.folder / f"rates-{model.fingerprint[:16]}-{model.device.type}.json")
         self._cache: DocumentCache | None = None
         coder = None
@@ -100,6 +95,9 @@ class Rag:
         read_ahead = self._cache.read_ahead if self._cache is not None else None
         self._searcher = Searcher(model, base, instruction=instruction, read_ahead=read_ahead)
         self._verdicts = verdicts.load(model.fingerprint)
+        self._preparer = Preparer(
+            model, base, self._cache, rates=self._rates, verdicts=self._verdicts, instruction=instruction
+        )
 
     @classmethod
     def open(
@@ -361,86 +359,9 @@ class Rag:
 
     def prepare(self, question: Question, reuse: str, join: Join, link_tokens: int | None = None) -> Prepared:
         """The second half: decide the way, and have the request that the decoder is to run, documents loaded."""
-        rows = question.rows
-        ids = joined_tokens(rows, num_left_out(self.model, join, rows))
-        way = ladder.choose(
-            reuse,
-            self._facts(rows, ids),
-            self._verdicts,
-            codec=self.base.manifest.codec,
-            join=join,
-            link_tokens=link_tokens,
-        )
-        prepared = self._prepared(question, way, ids, keep_prefix=reuse in ("auto", "prefix"))
+        prepared = self._preparer.prepare(question, reuse, join, link_tokens)
         self.answers[prepared.way.reuse] += 1
         return prepared
-
-    def _prepared(self, question: Question, way: ladder.Way, ids: list[int], *, keep_prefix: bool) -> Prepared:
-        prompt, rows = self.model.tokens.question_prompt(question.text, question.earlier), question.rows
-        if way.reuse in ("off", "prefix"):
-            if not keep_prefix or self._cache is None:
-                return Prepared(Request([*ids, *prompt], question.params), way)
-            return self._from_prefix(question, way, ids, prompt)
-        if way.reuse in ("query", "query_doc", "doc_query"):
-            if question.earlier:
-                raise InputError(f"reuse={way.reuse!r} has no place for a conversation before the question")
-            _, (query,) = self.model.read([question.text], role="query", instruction=self._instruction)
-            documents, recomputed = ([], 0) if way.reuse == "query" else self._load(rows)
-            return Prepared(paper_request(self.model, question, query, documents, way), way, recomputed)
-        documents, recomputed = self._load(rows)
-        return Prepared(Request(prompt, question.params, documents, way.join, way.link_tokens), way, recomputed)
-
-    def _from_prefix(self, question: Question, way: ladder.Way, ids: list[int], prompt: list[int]) -> Prepared:
-        """From the kept beginning of the prompt; where there is none, it is read and kept for the next one."""
-        assert self._cache is not None
-        rows = question.rows
-        if self._exact_alone(rows):
-            documents, recomputed = self._load(rows)
-            return Prepared(Request(prompt, question.params, documents), way, recomputed)
-        kept = self._cache.prefix(ids)
-        if kept is not None:
-            return Prepared(Request(prompt, question.params, [kept]), way)
-        since = time.perf_counter()
-        text = [place >= len(self.model.tokens.bos_ids) for place in range(len(ids))]
-        _, (read,) = self.model.read_tokens([sequence(ids, pool=text)], causal=True)
-        self._rates.measured("prefill", len(ids), time.perf_counter() - since)
-        self._cache.keep_prefix(read)
-        reason = "its beginning was not read before" if way.reuse == "prefix" else way.reason
-        request = Request(prompt, question.params, [read], num_computed=len(ids))
-        return Prepared(request, ladder.Way("off", reason, way.join))
-
-    def _facts(self, rows: Sequence[Row], ids: Sequence[int]) -> ladder.Facts:
-        if self._cache is None:
-            return ladder.Facts(False, False, False, None, None)
-        return ladder.Facts(
-            movable=True,
-            exact_alone=self._exact_alone(rows),
-            has_prefix=self._cache.has_prefix(ids),
-            load_s=self._cache.seconds_to_load(row.block_key for row in rows),
-            prefill_s=self._rates.seconds("prefill", len(ids)),
-        )
-
-    def _exact_alone(self, rows: Sequence[Row]) -> bool:
-        causal = self.model.embedding_config.embedding_attention == "causal"
-        return causal and len(rows) == 1 and self.base.manifest.codec == "exact"
-
-    def _load(self, rows: Sequence[Row]) -> tuple[list[ReadDocument], int]:
-        """The key-values of rows in their order, and how many of them had to be computed again."""
-        assert self._cache is not None
-        recomputed = 0
-        documents: list[ReadDocument] = []
-        for row, document in zip(rows, self._cache.get_many([row.block_key for row in rows]), strict=True):
-            if document is None:
-                tokens = tokens_of(self.model, row)
-                own = self._cache.coder.key(tokens.ids.tolist(), len(self.model.tokens.bos_ids), num_prompt(tokens))
-                if own != row.block_key:  # another tenant added it
-                    (document,) = self._cache.get_many([own])
-            if document is None:
-                _, (read,) = self.model.read_tokens([tokens])
-                document = self._cache.keep(read)
-                recomputed += 1
-            documents.append(document)
-        return documents, recomputed
 
 
 def _hit(row: Row, score: float) -> Hit:

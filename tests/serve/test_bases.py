@@ -206,7 +206,7 @@ def test_what_was_made_is_there_after_a_restart(run: Callable[..., Any]) -> None
         assert b.stats is not None
         assert (a.stats.codec, a.stats.chunk_tokens, a.stats.chunk_overlap) == ("bf16", 40, 5)
         assert (a.stats.documents, b.stats.documents, b.stats.codec) == (len(TEXTS), 0, "int8")
-        assert await bases.read("a", lambda rag: rag._instruction) == "Find it"
+        assert await bases.read("a", lambda rag: rag._searcher._instruction) == "Find it"
 
     run(make)
     run(look)
