@@ -26,7 +26,8 @@ from gritkit.model import GritModel
 from gritkit_serve.app import create_app
 from gritkit_serve.bases import Bases
 from gritkit_serve.engine import Engine
-from gritkit_serve.server import Server, bind
+from gritkit_serve.listening import bind
+from gritkit_serve.server import Server
 from gritkit_serve.service import Service
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -60,7 +60,7 @@ export function sourceList(sources, question) {
             el("span", { className: "source-name" }, source.id),
             el("span", { className: "quiet" }, ` part ${source.chunk + 1}`),
             el("span", { className: "score", title: "Score of the search; higher is better" }, source.score.toFixed(3)),
-            el("span", { className: "snippet quiet" }, shortened(source.text, 90)),
+            el("span", { className: "snippet quiet" }, shortened(source.text, 200)),
           ),
           section ? el("p", { className: "quiet section" }, section) : null,
           passage,

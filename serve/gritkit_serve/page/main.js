@@ -57,7 +57,7 @@ async function connect() {
   }
 }
 
-const server = { model: () => models.value };
+const server = { model: () => models.value || undefined }; // without a name it is the server's own
 onKeyNeeded(askForKey);
 startChat(server);
 startAsk();

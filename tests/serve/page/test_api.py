@@ -54,6 +54,7 @@ def test_without_a_key_the_page_says_so_and_asks_again(tmp_path: Path, visit: Vi
         page.wait_for_selector("#chat-log .note")
         assert page.inner_text("#chat-log .note p").startswith("This server needs an API key")
         page.click("text=Enter the key")
+        page.wait_for_selector("#key-dialog[open]")
         page.keyboard.type(KEY)
         page.keyboard.press("Enter")
         page.wait_for_selector(".dot.good")
