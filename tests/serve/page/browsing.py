@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM = Path("/usr/bin/chromium")
+"""Debian's; where it is not, the one that playwright installs."""
 PATIENCE_MS = 60_000
 BEAVERS = "Beavers build dams of branches and mud.\nTheir ponds keep wolves away."
 
@@ -54,11 +55,12 @@ def page_server(folder: Path, **settings: Any) -> Iterator[Running]:
 def chromium() -> Iterator[Browser]:
     """Skips the test where there is none."""
     api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no {CHROMIUM}")
     with api.sync_playwright() as playwright:
+        path = CHROMIUM if CHROMIUM.exists() else Path(playwright.chromium.executable_path)
+        if not path.exists():
+            pytest.skip(f"there is no {CHROMIUM} and none that playwright has installed")
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # its sandbox does not work for root
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
         try:
             yield browser
         finally:
