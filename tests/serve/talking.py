@@ -7,10 +7,17 @@ chunks = streamed(client, "/v1/chat/completions", messages=[...])        the JSO
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+
+from tests.serve.serving import PATIENCE_S, Running
 
 
 def post(client: httpx.Client, path: str, **body: Any) -> Any:
@@ -48,3 +55,29 @@ def streamed(client: httpx.Client, path: str, **body: Any) -> list[Any]:
     *events, done = events_of(response.text)
     assert done == "[DONE]"
     return [json.loads(event) for event in events]
+
+
+@contextlib.contextmanager
+def asking(server: Running, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
+    """A request on a connection of its own, which is cut in the end."""
+    data = json.dumps(body).encode()
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as connection:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        yield connection
+
+
+def until(reached: Callable[[], bool], seconds: float) -> bool:
+    """Whether something in the engine is reached in time."""
+    end = time.monotonic() + seconds
+    pause = threading.Event()
+    while not reached():
+        if time.monotonic() > end:
+            return False
+        pause.wait(0.005)
+    return True
+
+
+def running(server: Running) -> bool:
+    """Whether one generation has a slot."""
+    return server.service.engine.load().running == 1

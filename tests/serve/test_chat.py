@@ -9,10 +9,9 @@ import pytest
 from gritkit.generation.decoder import Request
 from gritkit.generation.params import SamplingParams
 from gritkit.model import GritModel
-from gritkit_serve.settings import Settings
 from tests.models import CONTEXT, grit_model
-from tests.serve.serving import Running, serving
-from tests.serve.talking import post, refused, streamed
+from tests.serve.serving import PATIENCE_S, Running, serving
+from tests.serve.talking import asking, post, refused, running, streamed, until
 
 PATH = "/v1/chat/completions"
 USER = [{"role": "user", "content": "the quick brown fox"}]
@@ -62,7 +61,7 @@ def test_an_answer_is_the_librarys(client: httpx.Client, model: GritModel, messa
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("temperature", 0.7), ("top_p", 0.5), ("top_k", 2), ("min_p", 0.9), ("repetition_penalty", 9.0), ("seed", 8)],
+    [("temperature", 0.2), ("top_p", 0.5), ("top_k", 2), ("min_p", 0.9), ("repetition_penalty", 9.0), ("seed", 8)],
 )
 def test_every_way_of_sampling_reaches_the_sampler(
     client: httpx.Client, model: GritModel, field: str, value: float
@@ -327,18 +326,21 @@ def test_an_unknown_model_is_named_with_those_there_are(client: httpx.Client) ->
 
 
 def test_a_full_queue_is_told_when_to_come_again() -> None:
-    settings = Settings(max_n=64)
-    with (
-        serving(grit_model("llama", prompt_format="grit"), settings=settings, slots=1, waiting_generations=2) as server,
-        server.client() as client,
-    ):
-        response = client.post(PATH, json={"messages": USER, "n": 64, "max_tokens": 100, "temperature": 0})
-        assert response.status_code == 429
-        assert int(response.headers["retry-after"]) >= 1
-        assert response.json()["error"]["type"] == "rate_limit_error"
-        # Those of it that had been taken are let go, before they have become whole.
-        assert post(client, PATH, messages=USER, max_tokens=2)["usage"]["completion_tokens"] == 2
-        assert server.service.engine.load().counts["finished"] == 1
+    endless = {"messages": USER, "max_tokens": 400, "temperature": 0}
+    model = grit_model("llama", prompt_format="grit")
+    with serving(model, slots=1, waiting_generations=2) as server, server.client() as client:
+        load = server.service.engine.load
+        with asking(server, PATH, endless):
+            assert until(lambda: running(server), PATIENCE_S)
+            with asking(server, PATH, endless):
+                assert until(lambda: load().waiting == 1, PATIENCE_S)
+                response = client.post(PATH, json={**endless, "n": 2})  # there is room for one of them
+                assert response.status_code == 429
+                assert int(response.headers["retry-after"]) >= 1
+                assert response.json()["error"]["type"] == "rate_limit_error"
+                assert until(lambda: load().waiting == 1, PATIENCE_S)  # that one was let go
+        # What could never be taken is no question of time.
+        assert "ask for at most 2 at once" in refused(client, PATH, 400, **endless, n=3)["message"]
 
 
 def test_a_model_without_a_chat_format_says_so() -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +10,7 @@ import pytest
 
 from tests.models import grit_model
 from tests.serve.serving import PATIENCE_S, Running, serving
-from tests.serve.talking import post
+from tests.serve.talking import asking, post, running, until
 
 USER = [{"role": "user", "content": "the quick brown fox"}]
 ENDLESS: dict[str, Any] = {"messages": USER, "temperature": 0, "max_tokens": 400}
@@ -55,34 +51,9 @@ class Held:
         self._backbone.run = self._run
 
 
-@contextlib.contextmanager
-def asking(server: Running, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
-    """A request on a connection of its own, which is cut in the end."""
-    data = json.dumps(body).encode()
-    with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as connection:
-        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-        yield connection
-
-
-def until(reached: Callable[[], bool], seconds: float) -> bool:
-    """Whether something in the engine is reached in time."""
-    end = time.monotonic() + seconds
-    pause = threading.Event()
-    while not reached():
-        if time.monotonic() > end:
-            return False
-        pause.wait(0.005)
-    return True
-
-
 def idle(server: Running) -> bool:
     load = server.service.engine.load()
     return load.running == load.waiting == load.calls == load.waiting_tokens == 0
-
-
-def running(server: Running) -> bool:
-    return server.service.engine.load().running == 1
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])

@@ -7,8 +7,9 @@ import httpx
 import pytest
 
 from gritkit.model import GritModel
-from tests.models import TEXTS
-from tests.serve.serving import Running
+from gritkit_serve.settings import Settings
+from tests.models import TEXTS, grit_model
+from tests.serve.serving import Running, serving
 from tests.serve.talking import post, refused
 
 USER = [{"role": "user", "content": TEXTS[0]}]
@@ -77,3 +78,17 @@ def test_a_request_that_makes_no_sense_is_told_why(
 def test_an_unknown_model_is_refused(client: httpx.Client) -> None:
     assert refused(client, "/tokenize", 404, text="a", model="b")["code"] == "model_not_found"
     assert refused(client, "/detokenize", 404, ids=[5], model="b")["code"] == "model_not_found"
+
+
+def test_the_tokens_of_one_request_are_bounded() -> None:
+    few = Settings(max_input_tokens=10)
+    with serving(grit_model("llama", prompt_format="grit"), settings=few) as server, server.client() as client:
+        assert post(client, "/tokenize", text="a, b")["count"] <= 10
+        for path, body in (
+            ("/tokenize", {"text": "a, b; " * 9}),
+            ("/tokenize", {"messages": USER}),
+            ("/detokenize", {"ids": [5] * 11}),
+        ):
+            error = refused(client, path, 400, **body)
+            assert error["param"] == next(iter(body))
+            assert error["message"].endswith("send at most 10 at once")

@@ -22,7 +22,7 @@ from gritkit.generation.params import Completion, Delta, Event, Finished, Sampli
 from gritkit.generation.sampling import Constraint
 from gritkit_serve.calls import Call
 from gritkit_serve.engine import Generation
-from gritkit_serve.errors import NotFoundError
+from gritkit_serve.errors import NotFoundError, ParameterError
 from gritkit_serve.schemas.common import PromptDetails, Usage
 from gritkit_serve.schemas.sampling import FinishReason, Sampling
 from gritkit_serve.service import Service
@@ -80,6 +80,12 @@ class Answers:
         """Raises what the engine raises, and then none of them runs."""
         if not service.model.writes:
             raise UnsupportedModelError("this checkpoint has no language-model head: it embeds but cannot generate")
+        limit = service.engine.limits.waiting_generations
+        if len(requests) > limit:  # they would never be taken, however often they came again
+            raise ParameterError(
+                f"{len(requests)} answers are asked for: ask for at most {limit} at once, counting n for each prompt",
+                param="n",
+            )
         generations: list[Generation] = []
         try:
             for request in requests:

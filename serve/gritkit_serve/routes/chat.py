@@ -5,6 +5,7 @@ This module knows nothing about threads, templates or stores.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -63,7 +64,8 @@ async def chat_completions(body: ChatRequest, service: ServiceDep, call: CallDep
     reply = _Reply(head, answers, retrieved, with_logprobs=bool(body.logprobs))
     if body.stream:
         return EventStream(reply.chunks(include_usage=body.include_usage), request_id=call.id, close=answers.cancel)
-    return json_reply(reply.whole(await answers.finished()))
+    completions = await answers.finished()
+    return await asyncio.to_thread(lambda: json_reply(reply.whole(completions)))  # log-probabilities may be many
 
 
 async def _retrieved(body: ChatRequest, service: Service, adapter: str | None) -> Retrieved | None:

@@ -5,6 +5,7 @@ This module knows nothing about threads or tokenizers.
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import time
 from collections.abc import Sequence
@@ -51,7 +52,8 @@ async def completions(body: CompletionRequest, service: ServiceDep, call: CallDe
     )
     if body.stream:
         return EventStream(reply.chunks(include_usage=body.include_usage), request_id=call.id, close=answers.cancel)
-    return json_reply(reply.whole(await answers.finished()))
+    finished = await answers.finished()
+    return await asyncio.to_thread(lambda: json_reply(reply.whole(finished)))  # log-probabilities may be many
 
 
 def _requests(body: CompletionRequest, service: Service) -> list[decoder.Request]:
