@@ -55,8 +55,8 @@ ROUTERS = (
 )  # fmt: skip
 PUBLIC = re.compile(r"/|/health|/ready|/static/.*", re.DOTALL)
 """What is read without a key: whether the server lives, and the page, which has no data and asks for the key."""
-ALWAYS = re.compile(r"/health|/ready|/metrics")
-"""What is answered however busy the server is."""
+ALWAYS = re.compile(r"/|/health|/ready|/metrics|/static/.*", re.DOTALL)
+"""What is answered however busy the server is: it costs nothing, and a page without one of its files is broken."""
 TAKES_FILES = re.compile(r"/v1/kb/[^/]+/documents")
 
 
