@@ -106,7 +106,7 @@ def test_the_section_names_bounds_rates_and_pieces() -> None:
         "| float32 | 5.000 s | 192.0 GFLOP | 48.0 GFLOP/s | 4.000 s | 80% (67% - 80%) | 1.25x as fast "
         "| 10.0 GFLOP, 0.208 s |" in text
     )
-    assert "| [500 x 8,000] x [8,000 x 8,000] | 1 | 128.0 GFLOP/s | 512.0 GFLOP/s |" in text
+    assert "| (500 x 8,000) (8,000 x 8,000) | 1 | 128.0 GFLOP/s | 512.0 GFLOP/s |" in text
     assert "| linear layers | 4.250 s, 89.5% | 1.250 s, 71.4% |" in text
     assert "| together | 4.750 s | 1.750 s |" in text
     assert "| embedding, not watched | 5.000 s | 2.000 s |" in text

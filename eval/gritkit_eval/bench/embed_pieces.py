@@ -2,7 +2,8 @@
 
 The passes are the library's own, watched from outside: by hooks on the modules of ``bench embed``'s Mistral, and by the
 plan's key hook, which is called where attention begins. Time belongs to one piece at a time: nothing is counted twice
-or lost. After each packed row come the plain products, so that a slow spell of the machine falls on both.
+or lost. Each packed row is embedded as users do it, then watched, then come its plain products: a slow spell of the
+machine falls on all three.
 
 This module knows nothing about processes or tables.
 """
@@ -66,10 +67,10 @@ class Products:
 
 @dataclass(frozen=True)
 class Round:
-    """One embedding of all texts as users call it, one that was watched, and the plain products."""
+    """One embedding of all texts, row by row, one that was watched, and the plain products."""
 
     embed: float
-    """Seconds of ``GritModel.embed``, not watched."""
+    """Seconds of tokenising and of ``GritModel.embed_tokens``, not watched."""
     pieces: dict[str, float]
     products: tuple[Products, ...]
 
@@ -135,8 +136,8 @@ class WatchedModel:
         if missing:
             raise GritkitError(f"{type(self.decoder).__name__} has no module for {', '.join(sorted(missing))}")
         sequences = self._tokenised()
-        self._order = rows_of([len(sequence) for sequence in sequences], token_budget(model.device))
-        self.rows = [[sequences[i] for i in row] for row in self._order]
+        rows = rows_of([len(sequence) for sequence in sequences], token_budget(model.device))
+        self.rows = [[sequences[i] for i in row] for row in rows]
         self._plain = PlainProducts(self.decoder, self.row_tokens)
 
     def _tokenised(self) -> list[TokenSeq]:
@@ -169,24 +170,26 @@ class WatchedModel:
         """Everything once.
 
         Raises:
-            GritkitError: where the watched passes do not give the vectors that ``embed`` gives.
+            GritkitError: where the watched passes do not give the vectors that ``embed_tokens`` gives.
         """
         device = self.model.device
-        start = seconds_on(device)
-        vectors = torch.from_numpy(self.model.embed(self.texts))
-        embed = seconds_on(device) - start
         watch, products = Watch(device), dict.fromkeys(self._plain.shapes, 0.0)
+        start = seconds_on(device)
+        self._tokenised()
+        embed = seconds_on(device) - start
         watch.enter(TOKENISING)
         self._tokenised()
         watch.leave()
-        watched = torch.empty_like(vectors)
-        with torch.inference_mode(), watched_modules(self.decoder, watch):
-            for places, row in zip(self._order, self.rows, strict=True):
-                watched[places] = _pass(self.model, row, watch)
-                for shape, seconds in self._plain.seconds(sum(map(len, row))).items():
-                    products[shape] += seconds
-        if not torch.allclose(watched, vectors, rtol=0, atol=_SAME):
-            raise GritkitError("the watched passes do not give the vectors of embed, so no figure counts")
+        for row in self.rows:
+            start = seconds_on(device)
+            vectors = torch.from_numpy(self.model.embed_tokens(row))
+            embed += seconds_on(device) - start
+            with torch.inference_mode(), watched_modules(self.decoder, watch):
+                watched = _pass(self.model, row, watch)
+            if not torch.allclose(watched, vectors, rtol=0, atol=_SAME):
+                raise GritkitError("the watched passes do not give the vectors of embed, so no figure counts")
+            for shape, seconds in self._plain.seconds(sum(map(len, row))).items():
+                products[shape] += seconds
         made = tuple(Products(*shape, count, products[shape]) for shape, count in self._plain.shapes.items())
         return Round(embed, {piece: watch.seconds[piece] for piece in PIECES}, made)
 

@@ -80,11 +80,11 @@ def described(profiles: Sequence[Profile]) -> str:
     one = profiles[0]
     about = (
         f"What the rest of the time is, of {one.num_texts:,} texts and {one.num_tokens:,} tokens, in one process of "
-        f"{one.threads} thread{'s' * (one.threads > 1)}: after each packed row ({one.row_tokens:,} tokens) come plain "
-        "products of as many tokens with every weight of the linear layers, and nothing else. Operations are by "
-        "formula: 2 for each such weight and token; 4 L H for each token and layer of attention, with L tokens in the "
-        "text and H numbers in all heads. Figures are those of the round of median time, in brackets the range of all "
-        "rounds."
+        f"{one.threads} thread{'s' * (one.threads > 1)}. Each packed row ({one.row_tokens:,} tokens) is embedded, "
+        "embedded again with a watch on every module, and followed by plain products of as many tokens with every "
+        "weight of the linear layers, and nothing else. Operations are by formula: 2 for each such weight and token; "
+        "4 L H for each token and layer of attention, with L tokens in the text and H numbers in all heads. Figures "
+        "are those of the round of median time, in brackets the range of all rounds."
     )
     outside = " and ".join(f"{profile.outside_operations:.1%} ({profile.dtype})" for profile in profiles)
     after = (
@@ -124,7 +124,7 @@ def _rates(profiles: Sequence[Profile]) -> str:
     """Of each shape of a plain product."""
     rows = []
     for place, shape in enumerate(profiles[0].typical.products):
-        name = f"[{profiles[0].row_tokens:,} x {shape.inner:,}] x [{shape.inner:,} x {shape.outer:,}]"
+        name = f"({profiles[0].row_tokens:,} x {shape.inner:,}) ({shape.inner:,} x {shape.outer:,})"
         rates = [profile.rate_of(profile.typical.products[place]) for profile in profiles]
         rows.append([name, str(shape.count), *(f"{rate / _GIGA:,.1f} GFLOP/s" for rate in rates)])
     return table(["plain product", "layers", *(profile.dtype for profile in profiles)], rows)
