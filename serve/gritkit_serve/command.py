@@ -24,6 +24,7 @@ from gritkit.cli.output import note, write
 from gritkit.errors import InputError
 from gritkit.files import resolve
 from gritkit_serve import options
+from gritkit_serve.listening import address_of, bind
 from gritkit_serve.settings import MIB, Settings
 
 if TYPE_CHECKING:
@@ -108,12 +109,16 @@ def serve(
 
 def run(model_name: str, settings: Settings, host: str, port: int, load: Callable[[Service], None]) -> None:
     """Serve from this process until a signal. ``load`` gives the service its engine."""
-    from gritkit_serve.app import create_app
-    from gritkit_serve.server import Server
-    from gritkit_serve.service import Service
 
-    service = Service(model_name, settings)
-    _run(Server(service, create_app(service)), model_name, host, port, lambda: load(service))
+    def make() -> tuple[Server, Callable[[], None]]:
+        from gritkit_serve.app import create_app
+        from gritkit_serve.server import Server
+        from gritkit_serve.service import Service
+
+        service = Service(model_name, settings)
+        return Server(service, create_app(service)), lambda: load(service)
+
+    _run(make, model_name, host, port)
 
 
 def run_replicas(
@@ -127,24 +132,28 @@ def run_replicas(
     device: str | None,
 ) -> None:
     """The same from several processes; each calls ``load``."""
-    from gritkit_serve.ray_replica import Plan
-    from gritkit_serve.ray_serve import FrontServer, RayService
 
-    service = RayService(Plan(model_name, settings, load), number, device=device)
-    _run(FrontServer(service), model_name, host, port, service.begin)
+    def make() -> tuple[Server, Callable[[], None]]:
+        from gritkit_serve.ray_replica import Plan
+        from gritkit_serve.ray_serve import FrontServer, RayService
+
+        service = RayService(Plan(model_name, settings, load), number, device=device)
+        return FrontServer(service), service.begin
+
+    _run(make, model_name, host, port)
 
 
-def _run(server: Server, model_name: str, host: str, port: int, load: Callable[[], None]) -> None:
-    """``load`` is called in a thread of its own, and what it raises comes out here."""
+def _run(make: Callable[[], tuple[Server, Callable[[], None]]], model_name: str, host: str, port: int) -> None:
+    """``make`` gives a server and what makes it ready; that runs in a thread of its own, and what it raises comes out
+    here. The address is taken before both, which import torch."""
     started = time.monotonic()
-    from gritkit_serve.server import address_of, bind
-
     failures: list[BaseException] = []
     with contextlib.closing(bind(host, port)) as listener:
+        server, get_ready = make()
 
         def start() -> None:
             try:
-                load()
+                get_ready()
             except BaseException as error:
                 failures.append(error)
                 server.leave()

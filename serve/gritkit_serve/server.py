@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from types import FrameType
@@ -21,38 +20,13 @@ from typing import NoReturn
 import uvicorn
 from starlette.types import ASGIApp
 
-from gritkit.errors import InputError
+from gritkit_serve.listening import BACKLOG
 from gritkit_serve.logs import LOG
 from gritkit_serve.protocol import guarded
 from gritkit_serve.service import Service
 
-BACKLOG = 1024
 _LAST_WORDS_S = 2
 """For answers to be written after everything has ended or was cancelled."""
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening address, so that a port in use is known before a model is loaded. Raises InputError."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InputError(f"--host {host!r}: {error.strerror or error}") from error
-    try:
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise InputError(f"cannot listen on {host} port {port}: {error.strerror}; give another --port") from error
-    return listener
-
-
-def address_of(listener: socket.socket) -> str:
-    """``http://127.0.0.1:8000``"""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class Server(uvicorn.Server):

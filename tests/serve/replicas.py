@@ -20,10 +20,10 @@ import httpx
 
 from gritkit_serve.bases import Bases
 from gritkit_serve.engine import Engine, EngineLimits
+from gritkit_serve.listening import bind
 from gritkit_serve.ray_fleet import Forwarded, LostError, Notice, Piece
 from gritkit_serve.ray_front import Front, create_front
 from gritkit_serve.ray_replica import AppReplica, Plan
-from gritkit_serve.server import bind
 from gritkit_serve.service import Service
 from gritkit_serve.settings import Settings
 from tests.serve.knowledge import model

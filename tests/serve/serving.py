@@ -23,7 +23,8 @@ from starlette.types import ASGIApp
 
 from gritkit.model import GritModel
 from gritkit_serve.app import create_app
-from gritkit_serve.server import Server, bind
+from gritkit_serve.listening import bind
+from gritkit_serve.server import Server
 from gritkit_serve.service import Service
 from gritkit_serve.settings import Settings
 
