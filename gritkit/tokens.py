@@ -8,7 +8,6 @@ This module knows nothing about models, attention or batches.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from gritkit.encoding import beginning, encoded_each, inner_of, leading
 from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.prompts import Message, PromptFormat, Role, check_messages, grit_turns
 
@@ -66,7 +66,7 @@ class Tokens:
         self._text.no_truncation()
         self._text.no_padding()
         self._text.encode_special_tokens = True
-        self._inner = _inner(self._text, saved)
+        self._inner = inner_of(self._text, saved)
         """For what does not stand first in its row: without the space that some tokenizers put before a first word."""
         marked = self._text.encode("a")
         inner = [index for index, special in enumerate(marked.special_tokens_mask) if not special]
@@ -95,6 +95,11 @@ class Tokens:
         """Ids of a bare text: no beginning, no end, nothing parsed as special."""
         return list(self._text.encode(check_text(text, "text"), add_special_tokens=False).ids)
 
+    def is_longer(self, text: str, num_tokens: int) -> bool:
+        """Whether a text is so large, and so much longer than so many tokens, that it is better not encoded: what
+        encoding takes would otherwise be for whoever sent it to say."""
+        return len(beginning(self._text, text, num_tokens)) < len(text)
+
     # -- texts to embed ------------------------------------------------------------------------------------------
 
     def to_embed(
@@ -121,11 +126,14 @@ class Tokens:
             check_text(text, f"text {index}")
             if not text.strip():
                 raise InputError(f"text {index} is empty: drop it or give it words, there is nothing to embed")
-        encoded = self._text.encode_batch([prefix + text for text in texts], add_special_tokens=False)
+        needed = [prefix + beginning(self._text, text, max_length) for text in texts]
         return [
-            self._to_embed(item.ids, _leading(item.offsets, prefix), max_length, truncate, index)
-            for index, item in enumerate(encoded, first)
-        ]
+            self._to_embed(
+                item.ids, leading(item.offsets, prefix), max_length, truncate, index,
+                is_whole=len(needed[index - first]) == len(prefix) + len(texts[index - first]),
+            )
+            for index, item in enumerate(encoded_each(self._text, needed), first)
+        ]  # fmt: skip
 
     def ids_to_embed(
         self,
@@ -152,15 +160,23 @@ class Tokens:
         ]
 
     def _to_embed(
-        self, prompted: Sequence[int], num_prompt: int, max_length: int, truncate: bool, index: int
+        self,
+        prompted: Sequence[int],
+        num_prompt: int,
+        max_length: int,
+        truncate: bool,
+        index: int,
+        *,
+        is_whole: bool = True,
     ) -> TokenSeq:
-        """A text behind ``num_prompt`` tokens of its prompt, with its beginning and end."""
+        """A text, or as much of it as matters, behind ``num_prompt`` tokens of its prompt, with beginning and end."""
         tail = self._tail
         ids = [*self.bos_ids, *prompted, *tail]
         if len(ids) > max_length:
             if not truncate:
+                size = f"{len(ids)}" if is_whole else f"more than {max_length}"
                 raise InputError(
-                    f"text {index} is {len(ids)} tokens long and max_length is {max_length}: "
+                    f"text {index} is {size} tokens long and max_length is {max_length}: "
                     "raise max_length, split the text, or pass truncate=True"
                 )
             ids = [*ids[: max_length - len(tail)], *tail]
@@ -237,7 +253,7 @@ class Tokens:
             raise InputError("the tokenizer has no end-of-text token to end an answer with")
         opening = self.format.ask.replace("{question}", check_text(question, "question"))
         encoded = self._text.encode(opening + check_text(answer, "answer"), add_special_tokens=False)
-        start = _leading(encoded.offsets, opening)
+        start = leading(encoded.offsets, opening)
         ids = [*encoded.ids, self.eos_id]
         if len(ids) > max_length:
             ids = [*ids[: max_length - 1], self.eos_id]
@@ -264,7 +280,7 @@ class Tokens:
             text = opening + check_text(answer or "", f"turn {number}")
             encoded = (self._inner if ids else self._text).encode(text, add_special_tokens=False)
             ids += encoded.ids
-            own = len(encoded.ids) - _leading(encoded.offsets, opening)
+            own = len(encoded.ids) - leading(encoded.offsets, opening)
             loss += [False] * (len(encoded.ids) - own) + [True] * own
             if answer is not None:
                 if self.eos_id is None:
@@ -311,6 +327,8 @@ class Tokens:
         """
         if not check_text(query, "query").strip():
             raise InputError("the query is empty: there is nothing to score")
+        if self.is_longer(query, max_length):
+            raise InputError(f"the query is more than {max_length} tokens long, which the context has: shorten it")
         if isinstance(documents, (str, bytes)):
             raise InputError("documents must be a list of texts, not one text")
         head, tail = self.format.score.split("{document}")
@@ -318,16 +336,17 @@ class Tokens:
         for index, document in enumerate(documents):
             if not check_text(document, f"document {index}").strip():
                 raise InputError(f"document {index} is empty: drop it or give it words")
-            opening = f"{head}{document}{tail}"
-            example = self._to_score(opening, query)
+            needed = beginning(self._text, document, max_length)
+            example = self._to_score(f"{head}{needed}{tail}", query)
             if len(example) > max_length and truncate:
                 spare = len(example) - max_length
-                cut = self._text.encode(document, add_special_tokens=False).offsets
+                cut = self._text.encode(needed, add_special_tokens=False).offsets
                 end = cut[max(0, len(cut) - spare - 8)][0]  # a few more: tokens may split anew at the cut
-                example = self._to_score(f"{head}{document[:end]}{tail}", query)
+                example = self._to_score(f"{head}{needed[:end]}{tail}", query)
             if len(example) > max_length:
+                size = f"{len(example)}" if len(needed) == len(document) else f"more than {max_length}"
                 raise InputError(
-                    f"document {index} and the query are {len(example)} tokens long and the context is {max_length}: "
+                    f"document {index} and the query are {size} tokens long and the context is {max_length}: "
                     "shorten the document or pass truncate=True"
                 )
             result.append(example)
@@ -336,7 +355,7 @@ class Tokens:
     def _to_score(self, opening: str, query: str) -> TokenSeq:
         encoded = self._text.encode(opening + query, add_special_tokens=False)
         loss = np.ones(len(self.bos_ids) + len(encoded.ids), dtype=bool)
-        loss[: len(self.bos_ids) + _leading(encoded.offsets, opening)] = False
+        loss[: len(self.bos_ids) + leading(encoded.offsets, opening)] = False
         return sequence([*self.bos_ids, *encoded.ids], loss=loss)
 
     # -- prompts -------------------------------------------------------------------------------------------------
@@ -367,34 +386,6 @@ class Tokens:
             if turns:
                 before = self.encode(self.format.turn_separator) + self._turns(turns).ids[len(self.bos_ids) :].tolist()
         return before + self.encode(self.format.ask.replace("{question}", question))
-
-
-def _leading(offsets: Sequence[tuple[int, int]], prefix: str) -> int:
-    """How many tokens belong to the prefix: those that start in it, unless they take only its last spaces."""
-    border = len(prefix.rstrip(" "))
-    for count, (start, end) in enumerate(offsets):
-        if start >= len(prefix) or (start >= border and end > len(prefix)):
-            return count
-    return len(offsets)
-
-
-def _inner(tokenizer: Tokenizer, saved: str) -> Tokenizer:
-    """The tokenizer as it encodes what follows a special token: "prepend a space to the first word only" is off."""
-    if '"first"' not in saved:  # large vocabularies take a second to parse
-        return tokenizer
-    state = json.loads(saved)
-    stages = [state.get("pre_tokenizer") or {}]
-    stages += stages[0].get("pretokenizers", [])
-    firsts = [stage for stage in stages if stage.get("prepend_scheme") == "first"]
-    if not firsts:
-        return tokenizer
-    for stage in firsts:
-        stage["prepend_scheme"] = "never"
-    inner = Tokenizer.from_str(json.dumps(state))
-    inner.no_truncation()
-    inner.no_padding()
-    inner.encode_special_tokens = True
-    return inner
 
 
 def check_text(text: object, what: str) -> str:
