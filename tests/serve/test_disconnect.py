@@ -14,8 +14,8 @@ from tests.serve.talking import asking, post, running, until
 
 USER = [{"role": "user", "content": "the quick brown fox"}]
 ENDLESS: dict[str, Any] = {"messages": USER, "temperature": 0, "max_tokens": 400}
-WITHIN_S = 1.0
-"""Of a slot's release; a step takes milliseconds."""
+WITHIN_S = 5.0
+"""Of a slot's release; a step takes milliseconds, and other processes may have the cores."""
 
 
 @pytest.fixture(scope="module")
