@@ -108,11 +108,11 @@ class Generating:
         still = deque[Generation]()
         while self._waiting:
             generation = self._waiting.popleft()
-            decoder = self._decoder(generation.adapter)
-            if not decoder.num_free:
-                still.append(generation)
-                continue
             try:
+                decoder = self._decoder(generation.adapter)
+                if not decoder.num_free:
+                    still.append(generation)
+                    continue
                 row = decoder.join(generation.request)
             except GritkitError as error:
                 self._delivery.add(generation.loop, generation.deliver, error)
