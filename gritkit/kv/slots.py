@@ -11,6 +11,9 @@ Shapes: S slots, G key-value heads, M tokens a slot holds, D head size.
 
 from __future__ import annotations
 
+import math
+import mmap
+import os
 from collections.abc import Sequence
 
 import torch
@@ -102,7 +105,17 @@ class SlotStore:
         if layer not in self._buffers:
             (_, heads, _, size), value_size = key_1GTD.shape, value_1GTD.shape[3]
             self._buffers[layer] = (
-                key_1GTD.new_zeros(self.num_slots, heads, self.max_length, size),
-                value_1GTD.new_zeros(self.num_slots, heads, self.max_length, value_size),
+                _zeros(key_1GTD, self.num_slots, heads, self.max_length, size),
+                _zeros(value_1GTD, self.num_slots, heads, self.max_length, value_size),
             )
         return self._buffers[layer]
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    """``like.new_zeros(shape)``; on a CPU in memory that the system hands out when it is first written to, so that
+    slots cost what rows have put into them, and not what they could hold."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    size = math.prod(shape) * like.element_size()
+    private = {} if os.name == "nt" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=like.dtype).view(shape)

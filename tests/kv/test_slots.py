@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -81,3 +84,30 @@ def test_documents_may_join_before_and_after_steps_in_inference_mode(first: bool
             store.write(0, int(inference), 0, *(x[0] for x in heads(2)))
             store.put(0, [Segment(0, 1, True, slot=int(inference), past=2)], *heads(1))
     assert torch.equal(store.get(0, 0, 0, 2)[0], store.get(0, 1, 0, 2)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_was_never_written_is_zero(dtype: torch.dtype) -> None:
+    store = SlotStore(3, 8)
+    keys, values = (x.to(dtype) for x in heads(2, value_size=6))
+    store.write(0, 1, 3, keys[0], values[0])
+    for held, new in zip(store.get_many(0, [0, 1, 2], 8), (keys, values), strict=True):
+        assert (held.dtype, held.shape) == (dtype, (3, 2, 8, new.shape[3]))
+        assert held[1, :, 3:5].equal(new[0])
+        held[1, :, 3:5] = 0
+        assert not held.any()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="no /proc")
+def test_slots_take_the_memory_that_was_written_to() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    store = SlotStore(16, 4096)
+    tokens = torch.ones(2, 4096, 64)
+    before = resident()
+    for layer in range(4):  # 67 MB each
+        store.write(layer, 5, 0, tokens[:, :1], tokens[:, :1])
+    assert resident() - before < 8 << 20
+    store.write(0, 5, 0, tokens, tokens)
+    assert resident() - before > 4 << 20
