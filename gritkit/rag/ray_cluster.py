@@ -27,7 +27,7 @@ _SHORT_TEMPORARY = "/tmp"  # Ray's sockets are below it, and the path of a socke
 _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_gcs_server_port_wait_time_s": "300",  # a busy machine starts slowly
-    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_raylet_start_wait_time_s": "120",
 }
 _PATIENCE_S = 10.0
 

@@ -2,6 +2,7 @@
 
     a question      any replica finds its passages; the one whose they are answers (``placement``), unless it has far
                     more to do than the others
+    a chat's turn   the replica that had the turns before, with the same exception
     anything else   the replica with the least to do
     a lost replica  what it had not begun to answer, and may be asked twice, another one answers; what else it worked on
                     fails; it is asked again when it is back, under its old name, so its documents come back to it
@@ -12,7 +13,6 @@ This module knows nothing about Ray: a replica is whatever a :class:`Link` leads
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -25,6 +25,8 @@ from starlette.types import Message
 from gritkit.errors import GritkitError
 from gritkit.rag.answering import Question
 from gritkit_serve.errors import HttpError
+from gritkit_serve.logs import LOG, log_failure
+from gritkit_serve.placement import ranked
 
 T = TypeVar("T")
 
@@ -40,8 +42,6 @@ _RETRY_S = 2.0
 _PAUSE_S = 0.5
 """Before a replica that was lost is asked for again."""
 
-LOG = logging.getLogger("gritkit.serve")
-
 
 @dataclass(frozen=True)
 class Forwarded:
@@ -53,6 +53,8 @@ class Forwarded:
     """Replicas that may answer it, where its passages decide."""
     found: Question | None = field(default=None, repr=False)
     """Its passages, when they are known."""
+    follows: str | None = field(default=None, repr=False)
+    """Requests with the same are for the same replica, when it has room for them."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ class Fleet:
         tried: set[str] = set()
         wanted: str | None = None
         while True:
-            one, begun = self._chosen(wanted, tried), False
+            one, begun = self._chosen(wanted, tried, request.follows), False
             names = self._able(tried) if request.found is None else ()
             try:
                 async with aclosing(_pieces(one, replace(request, names=names))) as pieces:
@@ -223,7 +225,7 @@ class Fleet:
                 self.num_repeated += 1
                 wanted = None
 
-    def _chosen(self, wanted: str | None, tried: set[str]) -> Replica:
+    def _chosen(self, wanted: str | None, tried: set[str], follows: str | None = None) -> Replica:
         able = [one for one in self.ready if one.name not in tried]
         for one in able:
             if one.name == wanted:
@@ -233,6 +235,8 @@ class Fleet:
                 "no replica of the server is ready: GET /ready tells when one is",
                 status=503, code="no_replica", retry_after_s=_RETRY_S,
             )  # fmt: skip
+        if follows is not None:
+            return self.replicas[ranked(follows, self._able(tried))[0]]
         return min(able, key=lambda one: one.inside)
 
     def _able(self, tried: set[str]) -> tuple[str, ...]:
@@ -252,6 +256,8 @@ class Fleet:
                         await self._note(one, notice)
             except LostError:
                 pass
+            except Exception as error:  # a defect on the other side; it is asked again as well
+                log_failure(error, one.name, with_message=False)
             await self._lose(one)
             await asyncio.sleep(_PAUSE_S)
 

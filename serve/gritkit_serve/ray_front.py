@@ -32,6 +32,7 @@ from gritkit_serve.app import create_app
 from gritkit_serve.calls import Call
 from gritkit_serve.errors import HttpError
 from gritkit_serve.metrics import CONTENT_TYPE
+from gritkit_serve.placement import conversation_of
 from gritkit_serve.ray_fleet import Fleet, Forwarded, Replica, Report
 from gritkit_serve.service import Service, State
 from gritkit_serve.settings import Settings
@@ -39,6 +40,7 @@ from gritkit_serve.settings import Settings
 LOCAL = re.compile(r"/|/health|/ready|/static/.*|/openapi\.json", re.DOTALL)
 """What needs no model."""
 METRICS = "/metrics"
+CHAT = "/v1/chat/completions"
 _METRICS_PATIENCE_S = 5.0
 _OWN = ("gritkit_requests", "gritkit_request_seconds")
 """Begin the names of what is counted here, as clients see it."""
@@ -104,7 +106,9 @@ class Relay:
                 held += len(pieces[-1])
                 self._hold(len(pieces[-1]))
                 more = message.get("more_body", False)
-            request = Forwarded(_passed_on(scope, call.id), b"".join(pieces))
+            body = b"".join(pieces)
+            follows = conversation_of(body) if scope["path"] == CHAT else None
+            request = Forwarded(_passed_on(scope, call.id), body, follows=follows)
             async with aclosing(self._front.fleet.answer(request)) as answer:
                 async for piece in answer:
                     if isinstance(piece, Report):

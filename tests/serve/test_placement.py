@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -12,7 +13,7 @@ from gritkit.rag import Hit
 from gritkit.rag.answering import Found, Question
 from gritkit.rag.store import Row
 from gritkit_serve.errors import HttpError
-from gritkit_serve.placement import Placement, ranked
+from gritkit_serve.placement import Placement, conversation_of, ranked
 
 NAMES = ("replica-0", "replica-1", "replica-2")
 KEYS = [f"block {number}" for number in range(3000)]
@@ -76,3 +77,25 @@ def test_what_was_said_found_or_has_no_key_values_stays() -> None:
     assert late.stay()
     assert here.stay()
     assert uncached.stay()
+
+
+def test_turns_of_a_chat_are_known_by_how_it_began() -> None:
+    system, user = {"role": "system", "content": 'be "short"'}, {"role": "user", "content": [{"text": "hi, [you]"}]}
+    answer, more = {"role": "assistant", "content": "hello"}, {"role": "user", "content": "and?"}
+    first = conversation_of(json.dumps({"model": "m", "messages": [system, user]}).encode())
+    assert first is not None
+    assert first == conversation_of(json.dumps({"messages": [system, user, answer, more], "stream": True}).encode())
+    others = ([user], [system, more], [user, answer, more])
+    assert len({conversation_of(json.dumps({"messages": one}).encode()) for one in others} | {first}) == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"\xff\xfe", b"[]", b'{"messages": []}', b'{"messages": [1, 2]}', b'{"messages": [{"role": "system"}]}',
+        b'{"messages": [{"role": "us', b'{"messages": ' + b"[" * 100_000, b'{"prompt": "\\"messages\\": [x"}',
+        b'{"messages": [' + b'{"role": "system"},' * 9 + b'{"role": "user"}]}',
+    ],
+)  # fmt: skip
+def test_what_is_no_chat_at_a_glance_goes_anywhere(body: bytes) -> None:
+    assert conversation_of(body) is None
