@@ -30,6 +30,7 @@ from gritkit_serve.routes.answers import (
     room_for,
     salt_of,
 )
+from gritkit_serve.routes.length import check_length
 from gritkit_serve.routes.replies import json_reply, new_id, streams_too
 from gritkit_serve.routes.sse import DONE, Events, EventStream, event
 from gritkit_serve.schemas.chat import (
@@ -57,6 +58,8 @@ async def chat_completions(body: ChatRequest, service: ServiceDep, call: CallDep
     """The assistant's answers to a conversation, whole or as events."""
     body.check(service.settings)
     adapter, n = adapter_of(service, body.model), body.n or 1
+    said = "\n".join(message["content"] for message in _messages(body))
+    await check_length(service, said, service.engine.slot_tokens, "messages")
     retrieved = await _retrieved(body, service, adapter)
     requests = await service.engine.call(lambda: _requests(body, service, retrieved))
     answers = Answers.start(service, requests, n=n, adapter=adapter, salt=salt_of(call, body), call=call)

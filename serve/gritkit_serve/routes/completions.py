@@ -27,6 +27,7 @@ from gritkit_serve.routes.answers import (
     room_for,
     salt_of,
 )
+from gritkit_serve.routes.length import check_length
 from gritkit_serve.routes.replies import json_reply, new_id, streams_too
 from gritkit_serve.routes.sse import DONE, Events, EventStream, event
 from gritkit_serve.routes.token_ids import check_ids
@@ -45,6 +46,9 @@ async def completions(body: CompletionRequest, service: ServiceDep, call: CallDe
     """What continues raw prompts, whole or as events."""
     body.check(service.settings)
     adapter, n = adapter_of(service, body.model), body.n or 1
+    for index, item in enumerate(body.items):
+        if isinstance(item, str):
+            await check_length(service, item, service.engine.slot_tokens, f"prompt[{index}]")
     requests = await service.engine.call(lambda: _requests(body, service))
     answers = Answers.start(service, requests, n=n, adapter=adapter, salt=salt_of(call, body), call=call)
     reply = _Reply(

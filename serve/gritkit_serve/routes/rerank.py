@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter
 
+from gritkit.encoding import beginning, encoded_each
 from gritkit.tokens import Tokens, TokenSeq
 from gritkit_serve.errors import ParameterError
 from gritkit_serve.routes.answers import adapter_of
@@ -93,7 +94,8 @@ def _cut(tokens: Tokens, texts: Sequence[str], limit: int | None) -> list[str]:
     """The texts, those of more tokens ended where token ``limit`` begins."""
     if limit is None:
         return list(texts)
-    offsets = [item.offsets for item in tokens.backend.encode_batch(list(texts), add_special_tokens=False)]
+    needed = [beginning(tokens.backend, text, limit) for text in texts]
     return [
-        text[: places[limit][0]] if len(places) > limit else text for text, places in zip(texts, offsets, strict=True)
+        text[: item.offsets[limit][0]] if len(item) > limit else text
+        for text, item in zip(needed, encoded_each(tokens.backend, needed), strict=True)
     ]

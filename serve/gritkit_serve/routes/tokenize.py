@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 
 from gritkit_serve.errors import ParameterError
 from gritkit_serve.routes.answers import adapter_of
+from gritkit_serve.routes.length import check_length
 from gritkit_serve.routes.replies import json_reply
 from gritkit_serve.routes.token_ids import check_ids
 from gritkit_serve.schemas.errors import ERRORS
@@ -24,13 +25,17 @@ async def tokenize(body: TokenizeRequest, service: ServiceDep) -> Response:
     body.check(service.settings)
     adapter_of(service, body.model)
     tokens = service.model.tokens
+    messages = [message.message() for message in body.messages or ()]
+    said = (body.text or "") if body.messages is None else "\n".join(message["content"] for message in messages)
+    param = "text" if body.messages is None else "messages"
+    await check_length(service, said, service.settings.max_input_tokens, param)
 
     def work() -> Response:
         if body.messages is not None:
-            ids = tokens.chat_prompt([message.message() for message in body.messages])
+            ids = tokens.chat_prompt(messages)
         else:
             ids = (tokens.encode if body.add_special_tokens is False else tokens.raw_prompt)(body.text or "")
-        _check_count(len(ids), "text" if body.messages is None else "messages", service)
+        _check_count(len(ids), param, service)
         spelled = [tokens.backend.id_to_token(one) or "" for one in ids]
         return json_reply(TokenizeResponse(ids=ids, tokens=spelled, count=len(ids)))
 
