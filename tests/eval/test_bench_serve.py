@@ -125,10 +125,14 @@ def report(**changes: Any) -> serve.Report:
     return dataclasses.replace(made, **changes)
 
 
-def test_targets_are_against_the_best_of_the_peers() -> None:
+def test_targets_are_against_every_way_to_serve() -> None:
     found = targets(report())
-    assert [one.figure for one in found] == [pytest.approx(x) for x in (1.5, 1.0, 5 / 24, 1.6, 0.5, 1.15)]
-    assert [one.verdict for one in found] == ["**missed**", "reached", "**missed**", "reached", "reached", "**missed**"]
+    figures = [9.0, 1.5, 1.0, None, 5 / 24, 1.6, 0.5, 1.15]
+    assert [one.figure for one in found] == [x if x is None else pytest.approx(x) for x in figures]
+    assert [one.verdict for one in found] == [
+        "reached", "**missed**", "reached", "not measured", "**missed**", "reached", "reached", "**missed**",
+    ]  # fmt: skip
+    assert found[1].what == "chat throughput at 8 clients, times that of continuous"
 
 
 def test_without_peers_nothing_is_claimed() -> None:
@@ -144,7 +148,7 @@ def test_the_section_has_all_figures() -> None:
     assert "| 1 | 8 | gritkit | 100 | 100 - 100 |  | 10.0 ms | 20.0 ms |" in text
     assert "| gritkit: one process, both jobs | 50 MiB | 40 MiB |" in text
     assert "(1 of transformers serve's)" in text
-    assert json.loads(as_json(report()))["targets"][0]["verdict"] == "**missed**"
+    assert json.loads(as_json(report()))["targets"][0]["verdict"] == "reached"
 
 
 def test_unknown_precisions_are_refused() -> None:
