@@ -180,7 +180,9 @@ class Fleet:
             await self._changed.wait_for(met)
 
     async def end(self, drain_s: float) -> None:
-        """Let the replicas finish within the time; what they do not answer by then is left."""
+        """Let the replicas finish within the time; what they do not answer by then is left. Once."""
+        if self._ended:
+            return
         self._ended = True
         for watcher in self._watchers:
             watcher.cancel()

@@ -53,6 +53,8 @@ class AppReplica:
         self.service = Service(plan.model_name, plan.settings)
         self.problem: str | None = None
         """Why the model cannot be loaded."""
+        self._told = False
+        """Whether somebody knows."""
         self._app = create_app(self.service)
         self._log = log
         threading.Thread(target=self._load, args=(plan,), name="gritkit-loader", daemon=True).start()
@@ -75,6 +77,7 @@ class AppReplica:
             if notice != said:
                 yield notice
                 said = Notice(state, notice.pid, self.problem)
+                self._told = self.problem is not None
             await asyncio.sleep(_LOOK_S)
 
     async def metrics(self) -> str:
@@ -144,8 +147,8 @@ class AppReplica:
         return _report_of(scope["state"].get("call"))
 
     def check(self) -> None:
-        """Raises when it will never work."""
-        if self.problem is not None:
+        """Raises when it will never work, and has said why."""
+        if self._told:
             raise RuntimeError(self.problem)
 
 

@@ -33,7 +33,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import aclosing
@@ -51,6 +51,7 @@ from gritkit_serve.server import Server
 DEPLOYMENT = "gritkit"
 _VARIABLES = {
     "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a call that comes when Ray has ended starts another cluster, an open one
     "RAY_worker_niceness": "0",  # else replicas are more patient than everything else on the machine
 }
 _TOKEN = "RAY_AUTH_TOKEN"
@@ -109,21 +110,25 @@ class RayService(Front):
 
     def stop(self, drain_s: float) -> None:
         deadline = time.monotonic() + drain_s
-        ended = asyncio.run_coroutine_threadsafe(self.fleet.end(drain_s), self.loop.result())
         with contextlib.suppress(FutureTimeoutError):
-            ended.result(drain_s + _END_S)
+            self._in_loop(self.fleet.end(drain_s)).result(drain_s + _END_S)
         self._leave.set()
         if self._owner.is_alive():
             self._owner.join(max(0.0, deadline - time.monotonic()) + _END_S)
+
+    def _in_loop(self, work: Coroutine[Any, Any, None]) -> Future[None]:
+        return asyncio.run_coroutine_threadsafe(work, self.loop.result())
 
     def _own(self) -> None:
         try:
             with self._replicas() as links:
                 self.loop.result().call_soon_threadsafe(self.on_start)
-                begun = asyncio.run_coroutine_threadsafe(self.fleet.begin(links), self.loop.result())
-                begun.result()
-                self._up.set_result(None)
-                self._leave.wait()
+                try:
+                    self._in_loop(self.fleet.begin(links)).result()
+                    self._up.set_result(None)
+                    self._leave.wait()
+                finally:  # nobody calls into Ray any more when it ends
+                    self._in_loop(self.fleet.end(0)).result()
         except BaseException as error:
             if self._up.done():
                 _log.warning("Ray's processes did not end as they should: %s", first_line(error))
@@ -222,7 +227,8 @@ class RayLink:
             raise LostError from error
         finally:
             if not whole:
-                response.cancel()
+                with contextlib.suppress(self._lost):  # the cluster has ended
+                    response.cancel()
 
 
 def _modules() -> tuple[Any, Any]:

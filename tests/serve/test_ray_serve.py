@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,29 +75,46 @@ class Served:
         return int(found[-1])
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+@contextlib.contextmanager
+def starting(folder: Path, model: str, *, replicas: int) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """The server's process, and the file of its log."""
     pytest.importorskip("ray.serve", reason="the package ray[serve] is not installed")
-    folder = tmp_path_factory.mktemp("ray-serve")
-    grit_model("qwen3", prompt_format="grit").save_pretrained(folder / "tiny-model")
-    command = [sys.executable, "-m", "gritkit", "serve", "tiny-model", "--port", "0", "--kb", "kbs"]
+    command = [sys.executable, "-m", "gritkit", "serve", model, "--port", "0", "--kb", "kbs"]
     log = folder / "log"
     with log.open("wb") as opened:
         process = subprocess.Popen(
-            [*command, "--engine", "ray", "--replicas", "2"],
+            [*command, "--engine", "ray", "--replicas", str(replicas)],
             stdout=subprocess.PIPE, stderr=opened, cwd=folder, env=environment(GRITKIT_API_KEY=KEY),
         )  # fmt: skip
         assert process.stdout is not None
         with process.stdout:
             try:
-                readable, _, _ = select.select([process.stdout], [], [], START_S)
-                line = process.stdout.readline().decode() if readable else ""
-                url = re.search(r"tiny-model is ready at (http://127\.0\.0\.1:\d+) ", line)
-                assert url is not None, line + log.read_text()
-                yield Served(process, url[1], log)
+                yield process, log
             finally:
                 process.kill()
                 process.wait()
+
+
+def ready(process: subprocess.Popen[bytes], log: Path) -> Served:
+    """When it says so."""
+    assert process.stdout is not None
+    readable, _, _ = select.select([process.stdout], [], [], START_S)
+    line = process.stdout.readline().decode() if readable else ""
+    url = re.search(r"tiny-model is ready at (http://127\.0\.0\.1:\d+) ", line)
+    assert url is not None, line + log.read_text()
+    return Served(process, url[1], log)
+
+
+def save_model(folder: Path) -> None:
+    grit_model("qwen3", prompt_format="grit").save_pretrained(folder / "tiny-model")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("ray-serve")
+    save_model(folder)
+    with starting(folder, "tiny-model", replicas=2) as (process, log):
+        yield ready(process, log)
 
 
 @pytest.fixture
@@ -286,13 +305,7 @@ def test_a_replica_that_is_killed_under_load_loses_nothing_and_comes_back(served
 @pytest.mark.slow
 def test_sigterm_ends_it_whole(served: Served) -> None:
     processes = psutil.Process(served.process.pid).children(recursive=True)
-    assert len(processes) > 4
-    (folder,) = {
-        Path(argument.split("=", 1)[1]).parent
-        for process in processes
-        for argument in process.cmdline()
-        if argument.startswith("--temp-dir=")
-    }
+    folder = folder_of(processes)
     assert folder.stat().st_mode & 0o077 == 0
     with served.client() as client:
         body = {"messages": [{"role": "user", "content": "go on"}], "stream": True, "max_tokens": 200}
@@ -302,12 +315,58 @@ def test_sigterm_ends_it_whole(served: Served) -> None:
             served.process.send_signal(signal.SIGTERM)
             assert list(lines)[-1] == "data: [DONE]"
     assert served.process.wait(PATIENCE_S) == 0
-    gone, alive = psutil.wait_procs(processes, timeout=60)
-    assert alive == []
-    assert gone
+    check_gone(processes)
     assert not folder.exists()
     assert "Traceback" not in served.log.read_text()
     assert "SIGTERM received" not in served.log.read_text()
+
+
+def folder_of(processes: list[psutil.Process]) -> Path:
+    """Where Ray's processes have their files."""
+    assert len(processes) > 4
+    (folder,) = {
+        Path(argument.split("=", 1)[1]).parent
+        for process in processes
+        for argument in process.cmdline()
+        if argument.startswith("--temp-dir=")
+    }
+    return folder
+
+
+def check_gone(processes: list[psutil.Process]) -> None:
+    """Ended, whether or not somebody has taken notice of it. Ray's agents take a minute to see that they are alone."""
+    _, alive = psutil.wait_procs(processes, timeout=180)
+    assert [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_its_processes_end_with_it_when_it_is_killed(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    with starting(tmp_path, "tiny-model", replicas=1) as (process, log):
+        ready(process, log)
+        processes = psutil.Process(process.pid).children(recursive=True)
+        folder = folder_of(processes)
+        process.kill()
+        process.wait()
+        check_gone(processes)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "tiny-model").mkdir()
+    with starting(tmp_path, "tiny-model", replicas=2) as (process, log):
+        assert process.wait(START_S) == 1
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+        said = log.read_text()
+    assert re.search(r"^Error: .*tiny-model", said, re.MULTILINE), said
+    assert "Traceback" not in said
+    assert "local Ray instance" not in said  # by a call that came after its end
+    events = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert not any(event["event"] in ("failure", "replica lost") for event in events)
 
 
 # -- without Ray -------------------------------------------------------------------------------------------------------
