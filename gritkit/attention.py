@@ -18,6 +18,7 @@ import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from gritkit.decode_attention import attend_decoding
 from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.plan import Plan, Segment
 
@@ -79,7 +81,7 @@ def attend(
     if plan.key_hook is not None:
         query_1HTD, key_1GTD = plan.key_hook(layer, query_1HTD, key_1GTD, value_1GTD)
     if plan.store is not None:
-        plan.store.put(layer, plan.segments, key_1GTD, value_1GTD)
+        plan.store.put(layer, plan, key_1GTD, value_1GTD)
         outputs = _attend_slots(plan, layer, query_1HTD, key_1GTD, value_1GTD, scaling, dropout, sliding_window)
     elif dropout == 0.0 and (varlen := _varlen_for(query_1HTD, value_1GTD)) is not None:
         outputs = _attend_varlen(varlen, plan, query_1HTD, key_1GTD, value_1GTD, scaling, sliding_window)
@@ -182,52 +184,22 @@ def _attend_slots(
     dropout: float,
     sliding_window: int | None,
 ) -> Tensor:
-    """Attention over the store, segment by segment; a one-token segment folds its query group into the length axis."""
+    """Attention over the store: the decoding rows together, then segment by segment. Returns [1, H, T, D]."""
     assert plan.store is not None
-    if query_1HTD.device.type != "cpu" and all(s.slot is not None and s.length == 1 for s in plan.segments):
-        return attend_one_token_each(plan, layer, query_1HTD, scaling, sliding_window)
     outputs = []
-    for segment in plan.segments:
+    if decoding := plan.num_decoding:
+        outputs.append(attend_decoding(plan, layer, query_1HTD[:, :, :decoding], scaling, sliding_window))
+    for segment in plan.segments[decoding:]:
         query_1HND = query_1HTD[:, :, segment.start : segment.end]
         if segment.slot is None:
-            key_1GND, value_1GND = (x[:, :, segment.start : segment.end] for x in (key_1GTD, value_1GTD))
-            outputs.append(_sdpa(plan, segment, query_1HND, key_1GND, value_1GND, scaling, dropout, sliding_window))
-            continue
-        back, _ = plan.reach(segment, sliding_window)
-        first_seen = 0 if back is None else max(0, segment.past - back)  # no query of the segment sees anything older
-        key_1GLD, value_1GLD = plan.store.get(layer, segment.slot, first_seen, segment.past + segment.length)
-        if segment.length == 1:
-            grouped = query_1HND.reshape(1, key_1GLD.shape[1], -1, query_1HND.shape[3])
-            out = scaled_dot_product_attention(grouped, key_1GLD, value_1GLD, scale=scaling)
-            outputs.append(out.reshape(1, query_1HND.shape[1], 1, out.shape[3]))
+            key_1GLD, value_1GLD = (x[:, :, segment.start : segment.end] for x in (key_1GTD, value_1GTD))
         else:
-            outputs.append(_sdpa(plan, segment, query_1HND, key_1GLD, value_1GLD, scaling, dropout, sliding_window))
+            back, _ = plan.reach(segment, sliding_window)
+            first_seen = 0 if back is None else max(0, segment.past - back)  # no query of the segment sees older ones
+            end = segment.past + segment.length
+            key_1GLD, value_1GLD = plan.store.get(layer, segment.slot, first_seen, end)
+        outputs.append(_sdpa(plan, segment, query_1HND, key_1GLD, value_1GLD, scaling, dropout, sliding_window))
     return torch.cat(outputs, 2)
-
-
-def attend_one_token_each(
-    plan: Plan, layer: int, query_1HTD: Tensor, scaling: float | None, sliding_window: int | None
-) -> Tensor:
-    """A decode step as one masked call over all slots: on a GPU launches cost more than reading past a row's end.
-
-    A CPU is faster row by row (no gather of unequal lengths); a test equates the two.
-    """
-    assert plan.store is not None
-    slots = [s.slot for s in plan.segments if s.slot is not None]
-    longest = max(s.past for s in plan.segments) + 1
-    key_BGLD, value_BGLD = plan.store.get_many(layer, slots, longest)
-    back, _ = plan.reach(plan.segments[0], sliding_window)
-    last_B1 = torch.tensor([[s.past] for s in plan.segments], device=query_1HTD.device)
-    place_1L = torch.arange(longest, device=query_1HTD.device)[None]
-    seen_BL = place_1L <= last_B1
-    if back is not None:
-        seen_BL &= place_1L >= last_B1 - back
-    query_BHD = query_1HTD[0].transpose(0, 1)
-    grouped_BGND = query_BHD.reshape(len(slots), key_BGLD.shape[1], -1, query_BHD.shape[2])
-    out_BGND = scaled_dot_product_attention(
-        grouped_BGND, key_BGLD, value_BGLD, attn_mask=seen_BL[:, None, None], scale=scaling
-    )
-    return out_BGND.flatten(1, 2).transpose(0, 1)[None]
 
 
 VarlenKernel = Callable[..., Tensor]
@@ -294,32 +266,46 @@ def _attend_varlen(
     """One kernel call per kind of segment (causal, bidirectional). Returns [1, H, T, D]."""
     query_THD, key_TGD, value_TGD = (x[0].transpose(0, 1) for x in (query_1HTD, key_1GTD, value_1GTD))
     out_THD = query_THD.new_empty(*query_THD.shape[:2], value_TGD.shape[2])
-    for segments, queries, keys in _by_kind(plan, query_1HTD.device):
-        back, ahead = plan.reach(segments[0], sliding_window)
-        cu_q = _offsets([s.length for s in segments], query_1HTD.device)
-        cu_k = _offsets([s.before + s.length for s in segments], query_1HTD.device)
-        out_THD[queries] = kernel(
-            query_THD[queries], key_TGD[keys], value_TGD[keys], cu_q, cu_k,
-            max(s.length for s in segments), max(s.before + s.length for s in segments),
-            scaling, (-1 if back is None else back, -1 if ahead is None else ahead),
+    device = query_1HTD.device
+    for kind in plan.kept(("kinds", device), lambda: tuple(_kinds(plan, device))):
+        back, ahead = plan.reach(kind.first, sliding_window)
+        out_THD[kind.queries] = kernel(
+            query_THD[kind.queries], key_TGD[kind.keys], value_TGD[kind.keys], kind.cu_q, kind.cu_k,
+            kind.max_q, kind.max_k, scaling, (-1 if back is None else back, -1 if ahead is None else ahead),
         )  # fmt: skip
     return out_THD.transpose(0, 1)[None]
 
 
-def _by_kind(plan: Plan, device: torch.device) -> Iterator[tuple[list[Segment], Tensor | slice, Tensor | slice]]:
-    """(segments, rows of their queries, rows of their keys); plain slices where a whole row is of one kind."""
+@dataclass(frozen=True)
+class _Kind:
+    """The segments of a plan that are causal, or those that are not, as the varlen kernels want them."""
+
+    first: Segment
+    queries: Tensor | slice
+    keys: Tensor | slice
+    """Rows of their queries and keys; plain slices where the whole row is of one kind and reads nothing."""
+    cu_q: Tensor
+    cu_k: Tensor
+    max_q: int
+    max_k: int
+
+
+def _kinds(plan: Plan, device: torch.device) -> Iterator[_Kind]:
     for causal in (False, True):
         segments = [s for s in plan.segments if s.causal is causal]
         if not segments:
             continue
-        if len(segments) == len(plan.segments) and not any(s.reads for s in segments):
-            yield segments, slice(None), slice(None)
-            return
-        own = [range(s.start, s.end) for s in segments]
-        seen = [range(a, b) for s in segments for a, b in (*s.reads, (s.start, s.end))]
-        rows = (torch.tensor([i for r in ranges for i in r], device=device) for ranges in (own, seen))
-        queries, keys = rows
-        yield segments, queries, keys
+        queries: Tensor | slice = slice(None)
+        keys: Tensor | slice = slice(None)
+        if len(segments) < len(plan.segments) or any(s.reads for s in segments):
+            own = [range(s.start, s.end) for s in segments]
+            seen = [range(a, b) for s in segments for a, b in (*s.reads, (s.start, s.end))]
+            queries, keys = (torch.tensor([i for r in ranges for i in r], device=device) for ranges in (own, seen))
+        num_queries, num_keys = [s.length for s in segments], [s.before + s.length for s in segments]
+        yield _Kind(
+            segments[0], queries, keys, _offsets(num_queries, device), _offsets(num_keys, device),
+            max(num_queries), max(num_keys),
+        )  # fmt: skip
 
 
 def _offsets(lengths: list[int], device: torch.device) -> Tensor:

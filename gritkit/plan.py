@@ -14,16 +14,17 @@ Shapes: T tokens of the row, G key-value heads, D head size, B slots.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from gritkit.errors import InputError
 
+T = TypeVar("T")
 WindowRule = Literal["exclusive", "inclusive", "full"]
 """How far a bidirectional segment of a sliding-window layer sees: |q-k| < W, |q-k| <= W, or everything."""
 
@@ -57,14 +58,18 @@ class Segment:
 class KeyValueStore(Protocol):
     """Slots of key-values that outlive a forward call (``gritkit.kv.slots`` has the implementation)."""
 
-    def put(self, layer: int, segments: Sequence[Segment], key_1GTD: Tensor, value_1GTD: Tensor) -> None:
+    max_length: int
+    """Tokens that a slot holds."""
+
+    def put(self, layer: int, plan: Plan, key_1GTD: Tensor, value_1GTD: Tensor) -> None:
         """Write each segment's keys and values to its slot, after its ``past`` tokens."""
 
     def get(self, layer: int, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [1, G, end-start, D] of one slot."""
+        """Keys and values [1, G, end-start, D] of one slot, not copied."""
 
-    def get_many(self, layer: int, slots: Sequence[int], end: int) -> tuple[Tensor, Tensor]:
-        """The first ``end`` tokens of several slots, [B, G, end, D]; past a slot's own length undefined."""
+    def get_many(self, layer: int, first: int, last: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Of the slots ``first`` to ``last`` (exclusive), [last-first, G, end-start, D], not copied; past what a slot
+        holds, any finite numbers."""
 
 
 KeyHook = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -87,7 +92,7 @@ class Plan:
     """Narrows every sliding window; the load-time probe looks through small windows at a model whose own is large."""
     layers_run: dict[int, int | None] = field(default_factory=dict)
     """Layer -> its sliding window, of the layers that attended by this plan; filled during the call, checked after."""
-    _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         at = 0
@@ -144,11 +149,33 @@ class Plan:
         sees = window - 1 if self.window_rule == "exclusive" else window
         return sees, sees
 
+    @functools.cached_property
+    def num_decoding(self) -> int:
+        """How many segments at the beginning are one token of a slot, as those of a decode step are."""
+        return next((i for i, s in enumerate(self.segments) if s.slot is None or s.length > 1), len(self.segments))
+
+    def decoding_places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Slots of the decoding segments and the places of their tokens in them, int64 [num_decoding] each."""
+        decoding = self.segments[: self.num_decoding]
+        return self.kept(
+            ("decoding places", device),
+            lambda: (
+                torch.tensor([s.slot for s in decoding], device=device),
+                torch.tensor([s.past for s in decoding], device=device),
+            ),
+        )
+
+    def kept(self, name: Hashable, make: Callable[[], T]) -> T:
+        """What the first layer that asks for it makes and the others take over: indices and masks on a device."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        found: T = self._kept[name]
+        return found
+
     def mask(self, num_queries: int, before: int, back: int | None, ahead: int | None, device: torch.device) -> Tensor:
-        """Boolean [num_queries, before + num_queries], True where the query sees the key; kept for the next layer."""
-        index = -1 if device.index is None else device.index
-        where = (num_queries, before, -1 if back is None else back, -1 if ahead is None else ahead, index)
-        if where not in self._masks:
+        """Boolean [num_queries, before + num_queries], True where the query sees the key."""
+
+        def make() -> Tensor:
             query = torch.arange(before, before + num_queries, device=device)[:, None]
             distance = query - torch.arange(before + num_queries, device=device)[None]
             seen = torch.ones_like(distance, dtype=torch.bool)
@@ -156,5 +183,6 @@ class Plan:
                 seen &= distance <= back
             if ahead is not None:
                 seen &= distance >= -ahead
-            self._masks[where] = seen
-        return self._masks[where]
+            return seen
+
+        return self.kept(("mask", num_queries, before, back, ahead, device), make)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gritkit import attention
-from gritkit.attention import attend, attend_one_token_each, attend_plainly, plain_mask
+from gritkit.attention import attend, attend_plainly, plain_mask
 from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.kv.slots import SlotStore
 from gritkit.plan import Plan, Segment, WindowRule
@@ -238,23 +238,6 @@ def test_slot_kernel(
     torch.testing.assert_close(run(plan, qkv, sliding_window=window), expected, **EXACT)
 
 
-@settings(max_examples=40, deadline=None)
-@given(pasts=st.lists(st.integers(0, 9), min_size=1, max_size=6), window=windows, grouping=groupings)
-def test_one_token_each_equals_row_by_row(pasts: list[int], window: int | None, grouping: tuple[int, int]) -> None:
-    store = SlotStore(num_slots=6, max_length=10)
-    for slot in range(6):  # what lies past a row's end must not matter
-        _, key, value = heads(10, *grouping, seed=slot + 50)
-        store.write(0, slot, 0, key[0] * 9, value[0] * 9)
-    segments = tuple(Segment(i, i + 1, True, slot=5 - i, past=past) for i, past in enumerate(pasts))
-    plan = Plan(segments, store=store)
-    qkv = heads(len(pasts), *grouping)
-    expected = joined(store, plan, qkv, window)
-    store.put(0, segments, *qkv[1:])
-    out = attend_one_token_each(plan, 0, qkv[0], None, window)
-    torch.testing.assert_close(out, expected, **EXACT)
-    torch.testing.assert_close(run(plan, qkv, sliding_window=window), expected, **EXACT)
-
-
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -296,4 +279,4 @@ def test_masks_are_made_once_a_plan() -> None:
     plan = Plan.of([5, 5, 3], causal=False)
     for _ in range(3):
         run(plan, heads(13), sliding_window=2)
-    assert len(plan._masks) == 2
+    assert len(plan._kept) == 2

@@ -14,13 +14,12 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gritkit.errors import InputError
-from gritkit.plan import Segment
+from gritkit.plan import Plan
 
 
 class SlotStore:
@@ -65,19 +64,25 @@ class SlotStore:
             raise InputError(f"slot {slot} is not taken")
         self._free.append(slot)
 
+    @torch.inference_mode()
+    def wipe(self, slot: int) -> None:
+        """Zero a slot in every layer. What is masked out is read all the same, and must be a number."""
+        for buffers in self._buffers.values():
+            for buffer in buffers:
+                buffer[slot].zero_()
+
     @torch.inference_mode()  # the first writer's mode would otherwise decide who may write after it
-    def put(self, layer: int, segments: Sequence[Segment], key_1GTD: Tensor, value_1GTD: Tensor) -> None:
+    def put(self, layer: int, plan: Plan, key_1GTD: Tensor, value_1GTD: Tensor) -> None:
         keys, values = self._of(layer, key_1GTD, value_1GTD)
-        longest = max((s.past + s.length for s in segments if s.slot is not None), default=0)
+        longest = max((s.past + s.length for s in plan.segments if s.slot is not None), default=0)
         if longest > self.max_length:  # before anything is written
             raise InputError(f"a slot holds {self.max_length} tokens and {longest} are needed")
-        if all(segment.length == 1 and segment.slot is not None for segment in segments):
-            slots = torch.tensor([segment.slot for segment in segments], device=keys.device)
-            places = torch.tensor([segment.past for segment in segments], device=keys.device)
-            keys[slots, :, places] = key_1GTD[0].transpose(0, 1)
-            values[slots, :, places] = value_1GTD[0].transpose(0, 1)
-            return
-        for segment in segments:
+        decoding = plan.num_decoding
+        if decoding:
+            slots, places = plan.decoding_places(keys.device)
+            keys[slots, :, places] = key_1GTD[0, :, :decoding].transpose(0, 1)
+            values[slots, :, places] = value_1GTD[0, :, :decoding].transpose(0, 1)
+        for segment in plan.segments[decoding:]:
             if segment.slot is not None:
                 new = slice(segment.start, segment.end)
                 self.write(layer, segment.slot, segment.past, key_1GTD[0, :, new], value_1GTD[0, :, new])
@@ -93,13 +98,11 @@ class SlotStore:
         values[slot, :, at:end] = values_GND
 
     def get(self, layer: int, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
-        keys, values = self._buffers[layer]
-        return keys[slot : slot + 1, :, start:end], values[slot : slot + 1, :, start:end]
+        return self.get_many(layer, slot, slot + 1, start, end)
 
-    def get_many(self, layer: int, slots: Sequence[int], end: int) -> tuple[Tensor, Tensor]:
+    def get_many(self, layer: int, first: int, last: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         keys, values = self._buffers[layer]
-        rows = torch.tensor(slots, device=keys.device)
-        return keys[rows, :, :end], values[rows, :, :end]
+        return keys[first:last, :, start:end], values[first:last, :, start:end]
 
     def _of(self, layer: int, key_1GTD: Tensor, value_1GTD: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._buffers:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gritkit.errors import InputError
 from gritkit.kv.slots import SlotStore
-from gritkit.plan import Segment
+from gritkit.plan import Plan, Segment
 
 
 def heads(num_tokens: int, seed: int = 0, value_size: int = 4) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ def test_each_segment_lands_in_its_slot_after_its_past(lengths: tuple[int, ...])
     for slot, past, length in zip((2, 0, 3), (5, 0, 2), lengths, strict=True):
         segments.append(Segment(at, at + length, True, slot=slot, past=past))
         at += length
-    store.put(0, segments, key, value)
+    store.put(0, Plan(tuple(segments), store=store), key, value)
     for segment in segments:
         assert segment.slot is not None
         found = store.get(0, segment.slot, segment.past, segment.past + segment.length)
@@ -47,13 +47,14 @@ def test_each_segment_lands_in_its_slot_after_its_past(lengths: tuple[int, ...])
             found, (key[:, :, segment.start : segment.end], value[:, :, segment.start : segment.end])
         )
     assert store.get(0, 1, 0, 8)[0].abs().sum() == 0
-    many = store.get_many(0, [3, 2], 6)
-    assert torch.equal(many[0][1], store.get(0, 2, 0, 6)[0][0])
+    many = store.get_many(0, 1, 4, 2, 6)
+    assert many[0].shape == (3, 2, 4, key.shape[3])
+    assert torch.equal(many[0][1], store.get(0, 2, 2, 6)[0][0])
 
 
 def test_segments_without_a_slot_are_not_kept() -> None:
     store = SlotStore(1, 8)
-    store.put(0, [Segment(0, 2, False), Segment(2, 3, True, slot=0)], *heads(3))
+    store.put(0, Plan((Segment(0, 2, False), Segment(2, 3, True, slot=0)), store=store), *heads(3))
     assert torch.equal(store.get(0, 0, 0, 1)[0], heads(3)[0][:, :, 2:])
     assert store.get(0, 0, 1, 8)[0].abs().sum() == 0
 
@@ -62,7 +63,7 @@ def test_segments_without_a_slot_are_not_kept() -> None:
 def test_a_full_slot_refuses_before_it_writes(length: int) -> None:
     store = SlotStore(2, 4)
     with pytest.raises(InputError, match="a slot holds 4 tokens and"):
-        store.put(0, [Segment(0, length, True, slot=0, past=4)], *heads(length))
+        store.put(0, Plan((Segment(0, length, True, slot=0, past=4),), store=store), *heads(length))
     with pytest.raises(InputError, match="a slot holds 4 tokens and 5"):
         store.write(0, 0, 3, *(x[0] for x in heads(2)))
 
@@ -82,7 +83,7 @@ def test_documents_may_join_before_and_after_steps_in_inference_mode(first: bool
     for inference in (first, not first):
         with torch.inference_mode(inference):
             store.write(0, int(inference), 0, *(x[0] for x in heads(2)))
-            store.put(0, [Segment(0, 1, True, slot=int(inference), past=2)], *heads(1))
+            store.put(0, Plan((Segment(0, 1, True, slot=int(inference), past=2),), store=store), *heads(1))
     assert torch.equal(store.get(0, 0, 0, 2)[0], store.get(0, 1, 0, 2)[0])
 
 
@@ -91,11 +92,10 @@ def test_what_was_never_written_is_zero(dtype: torch.dtype) -> None:
     store = SlotStore(3, 8)
     keys, values = (x.to(dtype) for x in heads(2, value_size=6))
     store.write(0, 1, 3, keys[0], values[0])
-    for held, new in zip(store.get_many(0, [0, 1, 2], 8), (keys, values), strict=True):
+    for held, new in zip(store.get_many(0, 0, 3, 0, 8), (keys, values), strict=True):
         assert (held.dtype, held.shape) == (dtype, (3, 2, 8, new.shape[3]))
         assert held[1, :, 3:5].equal(new[0])
-        held[1, :, 3:5] = 0
-        assert not held.any()
+        assert held.count_nonzero() == new.count_nonzero()
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="no /proc")
@@ -111,3 +111,15 @@ def test_slots_take_the_memory_that_was_written_to() -> None:
     assert resident() - before < 8 << 20
     store.write(0, 5, 0, tokens, tokens)
     assert resident() - before > 4 << 20
+
+
+def test_a_wiped_slot_is_zero_in_every_layer_and_its_neighbours_are_not() -> None:
+    store = SlotStore(2, 4)
+    for layer in (0, 1):
+        for slot in (0, 1):
+            store.write(layer, slot, 0, *(torch.full_like(x[0], float("nan")) for x in heads(4)))
+    store.wipe(0)
+    for layer in (0, 1):
+        for held in store.get_many(layer, 0, 2, 0, 4):
+            assert not held[0].any()
+            assert held[1].isnan().all()
