@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gritkit import GritModel, attention
+from gritkit import GritModel
 from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.generation.decoder import Decoder, Request
 from gritkit.generation.params import Completion, Delta, Finished, SamplingParams
@@ -140,30 +140,6 @@ def test_joining_and_leaving_in_any_order(models: Any, name: str) -> None:
         count = len(completion.token_ids)
         assert completion.token_ids == expected[index].token_ids[:count]
         assert expected[index].text.startswith(completion.text)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_one_token_of_every_row_in_one_call(models: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """The decode step that GPUs take equals the row-by-row one."""
-    model = models(name)
-    requests = [request(prompt) for prompt in prompts()]
-    expected = run(decoder(model), requests)
-    taken = []
-    by_row = attention._attend_slots
-
-    def together(plan: Any, layer: int, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-        slow = by_row(plan, layer, query, key, value, *rest)
-        if any(segment.length != 1 for segment in plan.segments):
-            return slow
-        taken.append(len(plan.segments))
-        scaling, _, sliding_window = rest
-        fast = attention.attend_one_token_each(plan, layer, query, scaling, sliding_window)
-        torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
-        return fast
-
-    monkeypatch.setattr(attention, "_attend_slots", together)
-    assert run(decoder(model), requests) == expected
-    assert max(taken) == len(requests)
 
 
 def test_a_slot_used_before_leaves_nothing_behind(models: Any) -> None:
