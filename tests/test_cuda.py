@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from gritkit import attention
-from gritkit.attention import attend_one_token_each, attend_plainly
+from gritkit.attention import attend_plainly
+from gritkit.decode_attention import attend_decoding
 from gritkit.embedding import embed_sequences
 from gritkit.kv.slots import SlotStore
 from gritkit.model import GritModel
@@ -94,18 +95,54 @@ def test_packed_is_alone_in_bf16(name: str) -> None:
     torch.testing.assert_close(packed, alone, atol=4e-2, rtol=0)
 
 
-@pytest.mark.parametrize("window", [None, 3])
-def test_one_token_each_on_cuda(window: int | None) -> None:
-    store, generator = SlotStore(4, 32), torch.Generator().manual_seed(0)
-    pasts = (0, 7, 31, 12)
-    for slot in range(4):
-        store.write(0, slot, 0, *(torch.randn(2, 32, 16, generator=generator).cuda() for _ in range(2)))
-    segments = tuple(Segment(i, i + 1, True, slot=i, past=past) for i, past in enumerate(pasts))
-    query, key, value = (torch.randn(1, h, 4, 16, generator=generator).cuda() for h in (4, 2, 2))
-    store.put(0, segments, key, value)
-    out = attend_one_token_each(Plan(segments, store=store), 0, query, None, window)
-    for row, past in enumerate(pasts):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("window", [None, 3, 200])
+@pytest.mark.parametrize("slots", [(0, 1, 2, 3), (9, 4, 6, 5), (0, 9, 3, 20)])
+def test_decoding_rows_on_cuda(
+    slots: tuple[int, ...], window: int | None, dtype: torch.dtype, tolerance: float
+) -> None:
+    store, generator = SlotStore(24, 3000), torch.Generator().manual_seed(0)
+    pasts = (0, 7, 2999, 12)
+    for slot in slots:
+        store.write(0, slot, 0, *(torch.randn(2, 3000, 64, generator=generator).cuda().to(dtype) for _ in range(2)))
+    places = list(zip(slots, pasts, strict=True))
+    segments = tuple(Segment(i, i + 1, True, slot=slot, past=past) for i, (slot, past) in enumerate(places))
+    query = torch.randn(1, 8, 4, 64, generator=generator).cuda().to(dtype)
+    out = attend_decoding(Plan(segments, store=store), 0, query, None, window)
+    for row, (slot, past) in enumerate(places):
         low = 0 if window is None else max(0, past - window + 1)
-        keys, values = (x.repeat_interleave(2, 1) for x in store.get(0, row, low, past + 1))
-        weights = (query[:, :, row : row + 1] @ keys.transpose(2, 3) / 4).softmax(-1)
-        torch.testing.assert_close(out[:, :, row : row + 1], weights @ values, atol=1e-4, rtol=1e-4)
+        keys, values = (x.double().repeat_interleave(4, 1) for x in store.get(0, slot, low, past + 1))
+        weights = (query[:, :, row : row + 1].double() @ keys.transpose(2, 3) / 8).softmax(-1)
+        torch.testing.assert_close(out[:, :, row : row + 1].double(), weights @ values, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3"])
+def test_the_server_of_a_cuda_model_answers_as_the_library_does(name: str) -> None:
+    """Rows decode beside each other, texts are packed with others', and each has what it has alone."""
+    import asyncio
+
+    from gritkit.generation.decoder import Request
+    from gritkit.generation.params import SamplingParams
+    from gritkit_serve.engine.engine import Engine
+
+    model = on_cuda(name)
+    texts = list(TEXTS)
+    requests = [
+        Request([*model.tokens.bos_ids, *model.tokens.encode(text)], SamplingParams(max_new_tokens=8)) for text in texts
+    ]
+    expected, vectors = [c.token_ids for c in model.generate(requests)], model.embed(texts)
+    sequences = model.tokens.to_embed(texts, "passage", None, 512, truncate=False)
+    engine = Engine(model)
+    engine.start()
+
+    async def all_at_once() -> tuple[list[Any], Any]:
+        generations = [engine.generate(one) for one in requests]
+        embedding = asyncio.create_task(engine.embed(sequences))
+        return [await one.result() for one in generations], await embedding
+
+    try:
+        completions, made = asyncio.run(all_at_once())
+    finally:
+        engine.stop(drain_s=5)
+    assert [one.token_ids for one in completions] == expected
+    np.testing.assert_allclose(made, vectors, atol=1e-5)

@@ -260,7 +260,7 @@ def test_a_stream_is_read_after_it_has_come(client: Any) -> None:
 @pytest.mark.slow
 def test_a_model_that_neither_ends_nor_leaves_ascii(tmp_path: Path) -> None:
     material = make(
-        tmp_path / "model", size="6M", num_texts=10, long_tokens=200, num_documents=2, document_tokens=40,
+        tmp_path / "model", size="6M", device="cpu", num_texts=10, long_tokens=200, num_documents=2, document_tokens=40,
         num_questions=3,
     )  # fmt: skip
     model = GritModel.from_pretrained(tmp_path / "model")

@@ -14,7 +14,7 @@ import json
 import random
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,35 +22,46 @@ from numpy.typing import NDArray
 
 from gritkit.errors import GritkitError, InputError
 from gritkit_eval.bench.embed_profile import described, profile
-from gritkit_eval.bench.harness import Contestant, Running, Timing, interleave
-from gritkit_eval.bench.report import section, table
+from gritkit_eval.bench.harness import Contestant, Running, Timing, fastest, interleave
+from gritkit_eval.bench.report import section, table, title_of
 
-_SIZES = {"6M": (256, 6, 768, 4), "28M": (512, 8, 1408, 8)}
+_SIZES = {"6M": (256, 6, 768, 4), "28M": (512, 8, 1408, 8), "1B": (2048, 22, 5632, 32)}
 """Name -> hidden size, layers, feed-forward size, heads."""
-_BATCH_SIZES = (4, 8, 16, 64)
-"""What sentence-transformers is tried with beside its default, once each, to find its best."""
+_BATCH_SIZES = {"cpu": (4, 8, 16, 64), "cuda": (64, 128, 256, 512)}
+"""Device -> what sentence-transformers is tried with beside its default, once each, to find its best."""
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
 """Largest difference of a vector's component that still counts as the same output."""
 
 
 def run(
-    *, texts: Path | None, num: int, rounds: int, size: str, device: str, peer_python: str | None, command: str
+    *,
+    texts: Path | None,
+    num: int,
+    rounds: int,
+    size: str,
+    dtypes: Sequence[str],
+    device: str,
+    peer_python: str | None,
+    command: str,
 ) -> str:
     """The section for the results file; ``command`` makes the same.
 
     Raises GritkitError where contestants disagree on the vectors.
     """
-    if size not in _SIZES:
-        raise InputError(f"size={size!r} is not one of {', '.join(_SIZES)}")
+    for name, given, known in (
+        ("size", (size,), list(_SIZES)), ("dtype", dtypes, list(_TOLERANCE)), ("device", (device,), list(_BATCH_SIZES)),
+    ):  # fmt: skip
+        if unknown := [one for one in given if one not in known]:
+            raise InputError(f"{name}={unknown[0]!r} is not one of {', '.join(known)}")
     chosen = _choose(texts, num)
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         (place / "texts.json").write_text(json.dumps(chosen), encoding="utf-8")
-        num_tokens = make_model(place / "model", chosen, size)
+        num_tokens = make_model(place / "model", chosen, size, device)
         rows: list[list[str]] = []
         versions: dict[str, str] = {}
         profiles = []
-        for dtype in ("float32", "bfloat16"):
+        for dtype in dtypes:
             rows += _compare(place, dtype, rounds, device, peer_python, num_tokens, versions)
             profiles.append(profile(place, dtype, rounds, device))
     lengths = f"{len(chosen)} texts, {num_tokens} tokens ({num_tokens / len(chosen):.0f} a text)"
@@ -60,7 +71,7 @@ def run(
         + table(["weights", "contestant", "tokens/s", "seconds (min - max)", "gritkit is", "vectors differ by"], rows)
         + f"\n\n{described(profiles)}"
     )
-    return section("bench embed", command, versions, body)
+    return section(title_of("bench embed", device), command, versions, body)
 
 
 def _compare(
@@ -82,7 +93,7 @@ def _compare(
     if default.missing:
         rows_of_missing = [[dtype, default.contestant.name, f"skipped: no {default.missing}", "", "", ""]]
     else:
-        running += [default, _best(options, peer)]
+        running += [default, _best(options, device, peer)]
     try:
         timings = interleave(running, rounds)
         for each in running:
@@ -98,17 +109,13 @@ def _compare(
     return _rows(dtype, timings, vectors, num_tokens) + rows_of_missing
 
 
-def _best(options: dict[str, str], peer: dict[str, str]) -> Running:
+def _best(options: dict[str, str], device: str, peer: dict[str, str]) -> Running:
     """sentence-transformers at the batch size that is fastest here, by one run each after a warm-up."""
-    tried = {}
-    for size in _BATCH_SIZES:
-        trial = Running(Contestant("", "embed_sentence_transformers.py", {**options, "batch_size": size}, **peer))
-        trial.ask(run=True)
-        tried[size] = float(trial.ask(run=True)["seconds"])
-        trial.close()
-    best = min(tried, key=lambda size: tried[size])
-    name = f"sentence-transformers, batch_size={best}"
-    return Running(Contestant(name, "embed_sentence_transformers.py", {**options, "batch_size": best}, **peer))
+    worker = "embed_sentence_transformers.py"
+    trial = Running(Contestant("sentence-transformers", worker, options, **peer))
+    best = fastest(trial, [{**options, "batch_size": size} for size in _BATCH_SIZES[device]])
+    trial.close()
+    return Running(Contestant(f"sentence-transformers, batch_size={best['batch_size']}", worker, best, **peer))
 
 
 def _rows(
@@ -165,8 +172,11 @@ def docstrings() -> Iterator[str]:
                     yield doc
 
 
-def make_model(folder: Path, texts: list[str], size: str) -> int:
-    """A random model with a tokenizer trained on the texts, saved for both contestants. Returns the texts' tokens."""
+def make_model(folder: Path, texts: list[str], size: str, device: str = "cpu") -> int:
+    """A random model with a tokenizer trained on the texts, saved for both contestants. Returns the texts' tokens.
+
+    Made on the device; on a GPU, where models are large, in bfloat16.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedTokenizerFast
@@ -192,9 +202,10 @@ def make_model(folder: Path, texts: list[str], size: str) -> int:
         num_attention_heads=heads, num_key_value_heads=heads // 2, max_position_embeddings=4096, sliding_window=None,
         bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
-    model = GritModel.from_parts(
-        AutoModelForCausalLM.from_config(config), tokenizer, EmbeddingConfig(prompt_format="grit", max_length=4096)
-    )
+    with torch.device(device):
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = GritModel.from_parts(lm, tokenizer, EmbeddingConfig(prompt_format="grit", max_length=4096))
     model.save_pretrained(folder)
     sequences = model.tokens.to_embed(texts, "passage", None, 4096, truncate=True)
     return sum(len(sequence) for sequence in sequences)

@@ -22,7 +22,9 @@ _BOLD = re.compile(r"\*\*([^*]+)\*\*")
 
 
 def machine() -> str:
-    """Processor, cores, memory and system, in one line."""
+    """Processor, cores, memory, GPU and system, in one line."""
+    import torch
+
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -30,7 +32,8 @@ def machine() -> str:
         cpu = found.group(1).strip() if found else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cpu}, {cores} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{cpu}, {cores} cores, {memory:.0f} GiB, {gpu}{platform.system()}, Python {platform.python_version()}"
 
 
 class Marked(str):
@@ -50,6 +53,11 @@ def _cell(text: str) -> str:
         return text
     bold = _BOLD.fullmatch(text)
     return f"**{markdown(bold[1])}**" if bold else markdown(text)
+
+
+def title_of(name: str, device: str) -> str:
+    """Of a benchmark's section: what was measured on a GPU stands beside what was measured without one."""
+    return name if device == "cpu" else f"{name}, {device}"
 
 
 def section(title: str, command: str, versions: Mapping[str, str], body: str) -> str:

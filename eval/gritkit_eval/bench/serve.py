@@ -80,7 +80,7 @@ def run(settings: Settings) -> Report:
         place = Path(name)
         typer.echo("making a model and texts", err=True)
         material = make(
-            place / "model", size=settings.size, num_texts=max(settings.num_texts, 64),
+            place / "model", size=settings.size, device=settings.device, num_texts=max(settings.num_texts, 64),
             long_tokens=settings.long_tokens, num_documents=settings.num_documents,
             document_tokens=settings.document_tokens, num_questions=settings.num_questions,
         )  # fmt: skip
@@ -99,14 +99,17 @@ def run(settings: Settings) -> Report:
         gap_rows = _gaps(current, [one for one in chats if one.name != "transformers serve"])
         memory = _memory(ours, chats, embeddings)
         stack.close()  # nothing runs beside the last part
-        with ExitStack() as last:
-            current.client, current.library = (worker_of(last, name) for name in ("client", "library"))
-            current.stack = last
-            asks, with_base = _asks(current)
+        asks: list[AskRow] = []
+        if settings.num_documents:
+            with ExitStack() as last:
+                current.client, current.library = (worker_of(last, name) for name in ("client", "library"))
+                current.stack = last
+                asks, with_base = _asks(current)
+                memory += with_base
         versions = {**client.versions, **library.versions, **current.versions}
     return Report(
         settings, material.num_parameters, material.long_tokens, versions, current.skipped, current.batching, near_ties,
-        num_compared, difference, chat_rows, embed_rows, gap_rows, memory + with_base, asks,
+        num_compared, difference, chat_rows, embed_rows, gap_rows, memory, asks,
     )  # fmt: skip
 
 

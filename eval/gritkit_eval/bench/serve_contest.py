@@ -64,7 +64,7 @@ class Settings:
     def command(self) -> str:
         given = ["gritkit", "eval", "bench", "serve", "--size", self.size, "--rounds", str(self.rounds)]
         given += ["--clients", ",".join(map(str, self.clients)), "--answer-tokens", str(self.answer_tokens)]
-        given += ["--dtype", self.dtype, "--device", self.device]
+        given += ["--documents", str(self.num_documents), "--dtype", self.dtype, "--device", self.device]
         return shlex.join([*given, *([] if self.slots is None else ["--slots", str(self.slots)])])
 
     def num_chats(self, clients: int) -> int:

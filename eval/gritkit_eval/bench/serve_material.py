@@ -47,6 +47,7 @@ def make(
     folder: Path,
     *,
     size: str,
+    device: str,
     num_texts: int,
     long_tokens: int,
     num_documents: int,
@@ -56,9 +57,9 @@ def make(
     """Save a model in ``folder`` and choose texts for it. Raises InputError for an unknown size."""
     found = list(dict.fromkeys(docstrings()))
     chosen = random.Random(0).sample(found, min(len(found), _NUM_TEXTS))
-    make_model(folder, chosen, size)
+    make_model(folder, chosen, size, device)
     _keep_to_plain_tokens(folder)
-    model = GritModel.from_pretrained(folder, device="cpu", dtype="float32")
+    model = GritModel.from_pretrained(folder, device=device)
     lengths = [len(ids) for ids in model.tokens.backend.encode_batch(chosen, add_special_tokens=False)]
     short = [text for text, length in zip(chosen, lengths, strict=True) if 4 <= length <= LONGEST_PROMPT - 16]
     words = " ".join(chosen).split()

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gritkit_eval.bench.report import machine, section, table
+from gritkit_eval.bench.report import machine, section, table, title_of
 from gritkit_eval.bench.serve import TITLE, Report
 from gritkit_eval.bench.serve_figures import ChatRow, EmbedRow, Spread
 
@@ -94,9 +94,14 @@ def report_section(report: Report) -> str:
         "Embeddings\n\n" + _embeddings(report),
         "A running stream while a prompt is read\n\n" + _gaps(report),
         "Memory\n\n" + _memory(report),
-        "Answers from documents\n\n" + _asks(report),
+        *(["Answers from documents\n\n" + _asks(report)] if report.asks else []),
     ]
-    return section(TITLE, report.settings.command, report.versions, "\n\n".join(part for part in parts if part))
+    return section(
+        title_of(TITLE, report.settings.device),
+        report.settings.command,
+        report.versions,
+        "\n\n".join(part for part in parts if part),
+    )
 
 
 def as_json(report: Report) -> str:
@@ -176,8 +181,9 @@ def _memory(report: Report) -> str:
         for row in report.memory
     ]
     about = (
-        "After all their work. In memory: pages that a process has of its own, and those of files that it maps, once "
-        "for all processes of a row; private: pages that nobody on the machine shares (USS)."
+        "After all their work; the memory of a GPU is not counted. In memory: pages that a process has of its own, and "
+        "those of files that it maps, once for all processes of a row; private: pages that nobody on the machine "
+        "shares (USS)."
     )
     return f"{table(['processes', 'in memory', 'of it private'], rows)}\n\n{about}" if rows else "Linux alone tells it."
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from gritkit_eval.bench import train_memory
 from gritkit_eval.bench.harness import Contestant, Running, Timing, fastest, interleave
-from gritkit_eval.bench.report import machine, section, table
+from gritkit_eval.bench.report import machine, section, table, title_of
 from gritkit_eval.bench.train_material import batch_of, choose, described, num_tokens, part_of, save_model
 from gritkit_eval.bench.train_memory import MemoryRow
 from gritkit_eval.bench.train_result import Agreement, Result, agreement, check_loss, growth_of, loss_of, result_of
@@ -75,13 +75,14 @@ class Report:
     versions: dict[str, str]
     rows: list[Row]
     memory: list[MemoryRow]
+    device: str
 
     def section(self) -> str:
         """The section for the results file."""
         parts = [f"{self.about}\n\n{_table_of(self.rows)}\n\n{_ABOUT_ROWS}"]
         if self.memory:
             parts.append(f"Memory of one step\n\n{_table_of_memory(self.memory)}\n\n{_ABOUT_MEMORY}")
-        return section(TITLE, self.command, self.versions, "\n\n".join(parts))
+        return section(title_of(TITLE, self.device), self.command, self.versions, "\n\n".join(parts))
 
     def json(self) -> str:
         return json.dumps({"machine": machine(), **asdict(self)}, indent=2, ensure_ascii=False)
@@ -261,7 +262,7 @@ def run(settings: Settings) -> Report:
         f", {settings.device}; median of {settings.rounds} interleaved rounds, each contestant in its own process; "
         "bfloat16 is autocast over float32 weights."
     )
-    return Report(_command(settings), about, this.versions, rows, memory)
+    return Report(_command(settings), about, this.versions, rows, memory, settings.device)
 
 
 def _command(settings: Settings) -> str:

@@ -27,7 +27,8 @@ def bench_embed(
     ] = None,
     num: Annotated[int, typer.Option(help="How many texts.", min=10, max=1_000_000)] = 2000,
     rounds: Annotated[int, typer.Option(help="Counted runs of each contestant.", min=1, max=100)] = 5,
-    size: Annotated[str, typer.Option(help="Model: 6M or 28M parameters, random weights.")] = "6M",
+    size: Annotated[str, typer.Option(help="Model: 6M, 28M or 1B parameters, random weights.")] = "6M",
+    dtype: Annotated[str, typer.Option(help="Precisions, by comma.")] = "float32,bfloat16",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     peer_python: Annotated[str | None, typer.Option(help="Python of the peers' own environment.")] = None,
     results: Annotated[Path | None, typer.Option(help="Markdown file whose section is replaced.")] = None,
@@ -35,14 +36,14 @@ def bench_embed(
     """Embed the same texts with the same weights: gritkit against sentence-transformers, fp32 and bf16."""
     from gritkit_eval.arguments import command_of
     from gritkit_eval.bench.embed import run
-    from gritkit_eval.bench.report import publish
+    from gritkit_eval.bench.report import publish, title_of
 
     report = run(
-        texts=texts, num=num, rounds=rounds, size=size, device=device, peer_python=peer_python,
-        command=command_of(context),
+        texts=texts, num=num, rounds=rounds, size=size, dtypes=dtype.split(","), device=device,
+        peer_python=peer_python, command=command_of(context),
     )  # fmt: skip
     typer.echo(report)
-    publish(report, "bench embed", results)
+    publish(report, title_of("bench embed", device), results)
 
 
 @app.command("search")
@@ -85,7 +86,7 @@ def bench_train(
     results: Annotated[Path | None, typer.Option(help="Markdown file whose section is replaced.")] = None,
 ) -> None:
     """One training step on the same batch: gritkit against sentence-transformers and against padding by hand."""
-    from gritkit_eval.bench.report import publish
+    from gritkit_eval.bench.report import publish, title_of
     from gritkit_eval.bench.train import TITLE, Settings, run
 
     settings = Settings(
@@ -94,7 +95,7 @@ def bench_train(
     )  # fmt: skip
     report = run(settings)
     typer.echo(report.json() if format is Form.json else report.section())
-    publish(report.section(), TITLE, results)
+    publish(report.section(), title_of(TITLE, device), results)
 
 
 @app.command("rag")
@@ -133,7 +134,8 @@ def bench_serve(
     clients: Annotated[str, typer.Option(help="Clients at once, by comma.")] = "1,8,32",
     rounds: Annotated[int, typer.Option(help="Counted runs of each server.", min=1, max=100)] = 3,
     answer_tokens: Annotated[int, typer.Option(help="Mean length of an answer.", min=2, max=1024)] = 64,
-    size: Annotated[str, typer.Option(help="Model: 6M or 28M parameters, random weights.")] = "28M",
+    size: Annotated[str, typer.Option(help="Model: 6M, 28M or 1B parameters, random weights.")] = "28M",
+    documents: Annotated[int, typer.Option(help="To answer from; 0: that part is left out.", min=0, max=10_000)] = 24,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     slots: Annotated[int | None, typer.Option(help="Of gritkit's server; default: its own.", min=1)] = None,
@@ -144,16 +146,16 @@ def bench_serve(
     """The server under load: chat against transformers serve, embeddings against sentence-transformers behind FastAPI;
     memory; answers from documents against the library's."""
     from gritkit_eval.arguments import whole_numbers
-    from gritkit_eval.bench.report import publish
+    from gritkit_eval.bench.report import publish, title_of
     from gritkit_eval.bench.serve import TITLE, run
     from gritkit_eval.bench.serve_contest import Settings
     from gritkit_eval.bench.serve_report import as_json, report_section
 
     settings = Settings(
         clients=whole_numbers("clients", clients), rounds=rounds, answer_tokens=answer_tokens, size=size, dtype=dtype,
-        device=device, slots=slots, peer_python=peer_python,
+        num_documents=documents, device=device, slots=slots, peer_python=peer_python,
     )  # fmt: skip
     report = run(settings)
     section = report_section(report)
     typer.echo(as_json(report) if format is Form.json else section)
-    publish(section, TITLE, results)
+    publish(section, title_of(TITLE, device), results)
