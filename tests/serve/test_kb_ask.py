@@ -18,6 +18,7 @@ from gritkit_serve.settings import Settings
 from tests.models import grit_model
 from tests.serve.knowledge import DOCUMENTS, error_of, events, filled, kb_serving, library
 from tests.serve.serving import PATIENCE_S, Running
+from tests.serve.talking import until
 
 QUESTION = "what does the quick fox do?"
 WAYS: tuple[dict[str, Any], ...] = (
@@ -141,7 +142,8 @@ def test_sources_are_shown_while_the_answer_waits_for_a_slot(tmp_path: Path) -> 
             assert [next(names), next(names)] == ["sources", "delta"]
             with other.stream("POST", "/v1/kb/a/ask", json=request) as second:
                 assert next(events(second.iter_lines()))[0] == "sources"
-                assert server.service.engine.load().running == 1  # the first one's
+                load = server.service.engine.load
+                assert until(lambda: (load().running, load().waiting) == (1, 1), PATIENCE_S)  # the first one's slot
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -159,8 +161,7 @@ def test_a_client_that_leaves_frees_its_slot(folder: Path, tmp_path: Path, strea
                     other.post("/v1/kb/a/ask", json=request, timeout=0.05)
         reply = client.post("/v1/kb/a/ask", json=body(), timeout=PATIENCE_S)
         assert reply.status_code == 200
-        load = engine.load()
-        assert (load.running, load.waiting) == (0, 0)
+        assert until(lambda: engine.load().running == engine.load().waiting == 0, PATIENCE_S)
 
 
 # -- many --------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from gritkit_serve.app import create_app
 from gritkit_serve.metrics import CONTENT_TYPE
 from gritkit_serve.service import CallDep, Service, ServiceDep
 from tests.models import grit_model
-from tests.serve.serving import Running, serving
+from tests.serve.serving import PATIENCE_S, Running, serving
+from tests.serve.talking import until
 
 
 def with_routes(service: Service) -> FastAPI:
@@ -55,11 +56,21 @@ def of(figures: dict[tuple[str, frozenset[tuple[str, str]]], float], name: str, 
     return figures.get((name, frozenset(labels.items())), 0.0)
 
 
+def counted(running: Running, route: str) -> float:
+    """Requests of a route that have come to their end, which is after their clients have the answer."""
+    of_route = ("route", route)
+    return sum(
+        value for (name, labels), value in figures(running).items()
+        if name == "gritkit_requests_total" and of_route in labels
+    )  # fmt: skip
+
+
 def test_a_generation_is_counted_by_its_route(measured: Running) -> None:
     route = "/generate/{name}"
     before = figures(measured)
     with measured.client() as client:
         prompt = sum(client.post(f"/generate/{name}").json() for name in "abc")
+    assert until(lambda: counted(measured, route) == 3, PATIENCE_S)
     after = figures(measured)
     assert of(after, "gritkit_requests_total", route=route, method="POST", status="200") == 3
     assert of(after, "gritkit_request_seconds_count", route=route) == 3
@@ -78,10 +89,13 @@ def test_a_generation_is_counted_by_its_route(measured: Running) -> None:
 
 
 def test_labels_do_not_grow_with_what_clients_send(measured: Running) -> None:
+    written, nowhere = counted(measured, "/generate/{name}"), counted(measured, "unmatched")
     with measured.client() as client:
         client.post("/generate/warm")
         client.get("/nowhere")
         client.request("BREW", "/nowhere")
+        assert until(lambda: counted(measured, "/generate/{name}") == written + 1, PATIENCE_S)
+        assert until(lambda: counted(measured, "unmatched") == nowhere + 1, PATIENCE_S)  # a BREW never gets that far
         before = set(figures(measured))
         for number in range(20):
             client.post(f"/generate/{number}")

@@ -27,9 +27,10 @@ from gritkit_serve.settings import Settings
 from tests.serve.knowledge import DOCUMENTS, error_of, events, filled, library
 from tests.serve.replicas import LocalLink, Replicated, replicated
 from tests.serve.serving import PATIENCE_S
+from tests.serve.talking import until
 
 ASKED = [f"which text says {document['text']}?" for document in DOCUMENTS[:6]]
-LONG = {"max_tokens": 400, "stream": True}
+LONG = {"max_tokens": 400, "temperature": 0, "stream": True}  # sampled, it might be short
 NAMES = ("replica-0", "replica-1")
 
 
@@ -210,12 +211,18 @@ def fragile(folder: Path, server: Replicated) -> Iterator[Replicated]:
 
 def begin_long(client: httpx.Client, running: Replicated) -> tuple[Any, Iterator[str], LocalLink]:
     """A stream that has begun, and the replica that writes it."""
+    assert until(lambda: nobody_inside(running), PATIENCE_S)  # what was answered before
     sent = {"messages": [{"role": "user", "content": "go on"}], **LONG}
     stream = client.stream("POST", "/v1/chat/completions", json=sent)
     lines = stream.__enter__().iter_lines()
     assert next(lines).startswith("data: ")
     (writer,) = (one for one in running.front.fleet.replicas.values() if one.inside)
     return stream, lines, running.links[writer.name]
+
+
+def nobody_inside(running: Replicated) -> bool:
+    """Whether every request has come to its end, which is after its client has the answer."""
+    return all(one.inside == 0 for one in running.front.fleet.replicas.values())
 
 
 def test_a_lost_replica_breaks_its_streams_and_nothing_else(fragile: Replicated) -> None:
@@ -295,13 +302,11 @@ def test_a_client_that_leaves_frees_its_slot_on_the_replica(fragile: Replicated)
     with fragile.client() as client:
         stream, _, writer = begin_long(client, fragile)
         engine = writer.replica.service.engine
-        assert engine.load().running == 1
+        assert until(lambda: engine.load().running == 1, PATIENCE_S)  # a stream's first words are the server's own
         stream.__exit__(None, None, None)
-        deadline = time.monotonic() + PATIENCE_S
-        while engine.load().running:
-            assert time.monotonic() < deadline
-            client.get("/health")
-        assert all(one.inside == 0 for one in fragile.front.fleet.replicas.values())
+        assert until(lambda: engine.load().running == engine.load().waiting == 0, PATIENCE_S)
+        assert until(lambda: engine.load().counts.get("cancelled", 0) == 1, PATIENCE_S)  # it has not come to its end
+        assert until(lambda: nobody_inside(fragile), PATIENCE_S)
 
 
 def test_busy_replicas_give_their_documents_requests_to_others() -> None:
