@@ -33,6 +33,10 @@ class StoreError(GritkitError):
     """A knowledge base or cache on disk that cannot be opened or written."""
 
 
+class GenerationError(GritkitError):
+    """An answer that cannot be written on; those beside it know nothing of that."""
+
+
 class MissingExtraError(GritkitError, ImportError):
     """An optional dependency that is not installed."""
 

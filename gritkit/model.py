@@ -39,7 +39,7 @@ from gritkit.embedding import Progress, batch_plan, embed_sequences, pool_texts,
 from gritkit.errors import InputError, UnsupportedModelError
 from gritkit.files import resolve
 from gritkit.generation.decoder import PREFILL_CHUNK, Decoder, Request
-from gritkit.generation.params import Completion, Event, Finished, SamplingParams
+from gritkit.generation.params import Completion, Event, Finished, SamplingParams, raising
 from gritkit.kv.dockv import DocKV
 from gritkit.losses.head import summed_nll
 from gritkit.losses.router import RouterBalance
@@ -367,12 +367,15 @@ class GritModel(nn.Module):
         return self.stream_requests([Request(self.tokens.raw_prompt(prompt), SamplingParams.of(sampling))])
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Run requests to their end, in order."""
+        """Run requests to their end, in order. Raises what the first of them fails with, as its constraint does."""
         finished = {e.row: e.completion for e in self.stream_requests(requests) if isinstance(e, Finished)}
         return [finished[row] for row in range(len(requests))]
 
     def stream_requests(self, requests: Sequence[Request]) -> Iterator[Event]:
-        """Run requests together, joining as slots come free; an event's ``row`` is the request's index."""
+        """Run requests together, joining as slots come free; an event's ``row`` is the request's index.
+
+        Raises what one of them fails with; whoever wants the others nevertheless drives a :meth:`decoder`.
+        """
         if not requests:
             return
         needed = [r.num_laid + len(r.prompt_ids) + r.params.max_new_tokens for r in requests]
@@ -384,7 +387,7 @@ class GritModel(nn.Module):
         while waiting or decoder.busy:
             while waiting and decoder.num_free:
                 decoder.join(waiting.pop())
-            yield from decoder.step()
+            yield from raising(decoder.step())
 
     def decoder(
         self, *, num_slots: int, max_length: int, prefill_chunk: int = PREFILL_CHUNK, share_prefixes: bool = False

@@ -87,7 +87,7 @@ def connect(
 ) -> Conversation:
     """A conversation with a model, its answers on stdout."""
     from gritkit.generation.decoder import Request
-    from gritkit.generation.params import Delta
+    from gritkit.generation.params import Delta, raising
 
     room = min(params.max_new_tokens, model.context_length // 4)
 
@@ -101,7 +101,7 @@ def connect(
         decoder = model.decoder(num_slots=1, max_length=len(request.prompt_ids) + params.max_new_tokens)
         decoder.join(request)
         while decoder.busy:  # a piece per step, empty ones too, so that reading a long prompt can be stopped as well
-            yield "".join(event.text for event in decoder.step() if isinstance(event, Delta))
+            yield "".join(event.text for event in raising(decoder.step()) if isinstance(event, Delta))
 
     return Conversation(
         answer=answer,

@@ -5,6 +5,9 @@ budget, joining rows the next chunk of their prompts; rows whose prompt is throu
 from documents that were read before: their keys are rotated to their places in the slot, and only the prompt is run -
 with ``link_tokens``, after the first tokens of every document but the first, which are computed again where they stand.
 
+A row that cannot go on (its logits are no numbers, its constraint or sampler raises) ends alone, with the error as its
+event; what a forward pass raises is the step's, since all rows have a part in it.
+
 This module knows nothing about chats, retrieval or threads; one caller drives the steps.
 """
 
@@ -16,17 +19,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from gritkit.backbone import Backbone
-from gritkit.errors import InputError, UnsupportedModelError
+from gritkit.errors import GenerationError, GritkitError, InputError, UnsupportedModelError
 from gritkit.generation.logprobs import Logprobs
 from gritkit.generation.params import (
     Completion,
     Delta,
     Event,
+    Failed,
     Finished,
     FinishReason,
     SamplingParams,
+    StepEvent,
     TokenLogprob,
     Usage,
 )
@@ -238,8 +244,8 @@ class Decoder:
         return self._finish(row, "cancelled")
 
     @torch.inference_mode()
-    def step(self) -> list[Event]:
-        """One forward over all rows. Returns the events of the rows that got a token, in row order."""
+    def step(self) -> list[StepEvent]:
+        """One forward over all rows. Returns the events of the rows that got a token or failed, in row order."""
         chosen = self._choose()
         if not chosen:
             return []
@@ -261,17 +267,34 @@ class Decoder:
             Plan(tuple(segments), store=self._store),
             torch.tensor([place for _, place in wanted] or [len(ids) - 1], device=device),
         )
-        logits_KV = logits_KV.float().cpu()
-        events: list[Event] = []
-        for (number, _), logits_V in zip(wanted, logits_KV, strict=False):
-            row = self._rows[number]
+        events: list[StepEvent] = []
+        for (number, _), logits_V, usable in zip(wanted, *_on_host(logits_KV), strict=False):
+            events += self._go_on(number, logits_V) if usable else [self._poisoned(number)]
+        return events
+
+    def _go_on(self, number: int, logits_V: Tensor) -> Sequence[StepEvent]:
+        """A row's next token. What goes wrong in it is of the row's own making: a sampler, a constraint, a text."""
+        row = self._rows[number]
+        try:
             token = row.sampler.pick(logits_V)
             if row.request.top_logprobs is not None and token not in self._eos_ids:
                 row.logprobs.append(self._logprobs.of(logits_V, token, row.request.top_logprobs))
-            events += self._advance(number, token)
-        return events
+            return self._advance(number, token)
+        except GritkitError as error:
+            return [self._fail(number, error)]
+        except Exception as error:
+            failure = GenerationError(f"the answer cannot be continued: {type(error).__name__}")
+            failure.__cause__ = error
+            return [self._fail(number, failure)]
 
-    def run(self) -> Iterator[Event]:
+    def _poisoned(self, number: int) -> Failed:
+        """The end of a row whose logits are no numbers; its key-values, which are none either, are not left behind."""
+        self._store.wipe(self._rows[number].slot)
+        count = len(self._rows[number].produced)
+        error = GenerationError(f"the model's logits after {count} tokens of the answer are not finite")
+        return self._fail(number, error)
+
+    def run(self) -> Iterator[StepEvent]:
         """Steps until every row has finished."""
         while self.busy:
             yield from self.step()
@@ -316,11 +339,20 @@ class Decoder:
             row.shown.append(text)
         return [Delta(number, text, logprobs)] if text or logprobs else []
 
-    def _finish(self, number: int, reason: FinishReason) -> Completion:
+    def _fail(self, number: int, error: GritkitError) -> Failed:
+        self._remove(number, keep=False)
+        return Failed(number, error)
+
+    def _remove(self, number: int, *, keep: bool) -> _Row:
+        """Free a row's slot; ``keep``: prompts that begin as it does may start from what it holds."""
         row = self._rows.pop(number)
         self._store.release(row.slot)
         if self._free is not None:
-            self._free.left(row.slot, row.held)
+            self._free.left(row.slot, row.held if keep else None)
+        return row
+
+    def _finish(self, number: int, reason: FinishReason) -> Completion:
+        row = self._remove(number, keep=True)
         request, cached = row.request, row.request.num_cached + row.num_shared
         usage = Usage(request.num_laid + len(request.prompt_ids), cached, len(row.produced))
         return Completion("".join(row.shown), tuple(row.produced), reason, usage, tuple(row.logprobs))
@@ -342,3 +374,10 @@ class Decoder:
                 keys, values = keys[:, first:], values[:, first:]
                 rotated = self._rope.rotate(keys[None], tables, layer)[0]
                 self._store.write(layer, slot, end - keys.shape[1], rotated, values)
+
+
+def _on_host(logits_KV: Tensor) -> tuple[Tensor, list[bool]]:
+    """Float32 logits, and of which rows they can be used: a NaN is larger than all, -inf is a token that cannot be."""
+    logits_KV = logits_KV.float()
+    usable_K: list[bool] = logits_KV.amax(-1).isfinite().tolist()
+    return logits_KV.cpu(), usable_K

@@ -5,11 +5,11 @@ This module knows nothing about models or tokenizers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gritkit.errors import InputError
+from gritkit.errors import GritkitError, InputError
 
 FinishReason = Literal["stop", "length", "cancelled"]
 """``stop``: end-of-text token or stop string; ``length``: token limit or context; ``cancelled``: the caller left."""
@@ -135,4 +135,23 @@ class Finished:
     completion: Completion
 
 
+@dataclass(frozen=True)
+class Failed:
+    """The end of one row that cannot go on; the other rows of its step can."""
+
+    row: int
+    error: GritkitError
+
+
 Event = Delta | Finished
+"""Of a stream, which raises what ended it."""
+StepEvent = Delta | Finished | Failed
+"""Of a step, whose rows may be several callers'."""
+
+
+def raising(events: Iterable[StepEvent]) -> Iterator[Event]:
+    """The events of rows that are all one caller's: the failure of any is raised."""
+    for event in events:
+        if isinstance(event, Failed):
+            raise event.error
+        yield event

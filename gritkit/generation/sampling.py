@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gritkit.errors import InputError
 from gritkit.generation.params import SamplingParams
 
 
@@ -41,10 +42,15 @@ class Sampler:
             self._generator.manual_seed(params.seed)
 
     def pick(self, logits_V: Tensor) -> int:
-        """The next token for fp32 logits [V] on the CPU; the row's memory then includes it."""
+        """The next token for fp32 logits [V] on the CPU; the row's memory then includes it.
+
+        Raises InputError where the row's constraint allows none.
+        """
         scores = self._penalised(logits_V)
         if self._constraint is not None:
             scores = scores.masked_fill(~self._constraint.allowed(len(scores)), float("-inf"))
+            if float(scores.max()) == float("-inf"):  # the likeliest would be the first, allowed or not
+                raise InputError("the constraint allows no token here: what came before cannot be continued")
         scores = filtered(scores, self._params)
         if self._params.temperature == 0.0:
             token = int(scores.argmax())

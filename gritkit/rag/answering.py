@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from gritkit.embedding import num_prompt
 from gritkit.errors import InputError, StoreError
 from gritkit.generation.decoder import Request
-from gritkit.generation.params import Delta, Finished, SamplingParams
+from gritkit.generation.params import Delta, Finished, SamplingParams, raising
 from gritkit.kv.dockv import Join, ReadDocument
 from gritkit.model import GritModel
 from gritkit.prompts import Message
@@ -166,7 +166,7 @@ def answer_events(
     number = decoder.join(request)
     first_token = None
     while decoder.busy:
-        events = decoder.step()
+        events = list(raising(decoder.step()))
         if first_token is None and (decoder.num_produced(number) or not decoder.busy):
             first_token = clock.seconds
         for event in events:

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from gritkit.errors import InputError
 from gritkit.generation.decoder import Request
-from gritkit.generation.params import Completion, Finished, SamplingParams
+from gritkit.generation.params import Completion, Finished, SamplingParams, raising
 from gritkit.generation.sampling import Sampler
 from gritkit.kv.codecs import CodecName, StoredKV, check_codec
 from gritkit.kv.dockv import Join, check_join
@@ -301,7 +301,7 @@ def _run(model: GritModel, request: Request, start: float) -> _Run:
     )
     decoder.join(request, watching)
     while True:
-        events = decoder.step()
+        events = list(raising(decoder.step()))
         if first is None and watching.logits:
             first = time.perf_counter() - start
         for event in events:
@@ -317,7 +317,7 @@ def forced_logits(model: GritModel, request: Request, tokens: Sequence[int]) -> 
     request = dataclasses.replace(request, params=params)
     decoder = model.decoder(num_slots=1, max_length=request.num_laid + len(request.prompt_ids) + len(tokens))
     decoder.join(request, watching)
-    for _ in decoder.run():
+    for _ in raising(decoder.run()):
         pass
     return watching.logits
 

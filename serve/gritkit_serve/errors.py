@@ -8,6 +8,7 @@ A route raises and is done; what is raised decides the status:
     ConflictError("a knowledge base 'x' is there already")                 409
     HttpError(message, status=..., ...)                                    any other
     Overloaded, NotServing, EngineFailed (engine)                          429 and 503 with Retry-After, 500
+    gritkit.errors.GenerationError (an answer that cannot go on)           500, with the message
     anything else                                                          500 without a word of what it was
 
 Once a stream has begun its status is sent: ``event_of(error, request_id)`` is then the text of its last event.
@@ -27,7 +28,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Send
 
-from gritkit.errors import GritkitError, InputError, MissingExtraError, RecordError, UnsupportedModelError
+from gritkit.errors import (
+    GenerationError,
+    GritkitError,
+    InputError,
+    MissingExtraError,
+    RecordError,
+    UnsupportedModelError,
+)
 from gritkit_serve.engine.errors import EngineFailed, NotServing, Overloaded
 from gritkit_serve.validation import explain
 
@@ -148,6 +156,8 @@ def _problem_of(error: BaseException, request_id: str) -> Problem:
         return Problem(503, str(error), code="not_serving", headers=_retry(NOT_SERVING_RETRY_S))
     if isinstance(error, EngineFailed):
         return Problem(500, str(error), code="engine_failed")
+    if isinstance(error, GenerationError):
+        return Problem(500, str(error), code="generation_failed")
     if isinstance(error, MissingExtraError):
         return Problem(501, str(error))
     if isinstance(error, (InputError, RecordError, UnsupportedModelError)):

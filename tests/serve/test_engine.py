@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
-from gritkit.errors import InputError
+from gritkit.errors import GenerationError, InputError
 from gritkit.generation.decoder import Request
 from gritkit.generation.params import Delta, Finished, SamplingParams
+from gritkit.kv.dockv import DocKV
 from gritkit.model import GritModel
 from gritkit.tokens import TokenSeq
 from gritkit_serve.engine import Engine, EngineFailed, EngineLimits, NotServing, Overloaded
-from tests.models import TEXTS, grit_model
+from tests.models import TEXTS, VOCABULARY, grit_model
 
 PATIENCE_S = 60.0
 
@@ -266,6 +271,86 @@ def test_a_failing_pass_ends_its_requests_and_not_the_engine(caplog: pytest.LogC
             assert one.load().failures == 1
 
     run(test)
+
+
+class Lost(DocKV):
+    """A document whose key-values the device has no room for."""
+
+    def layer(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        raise MemoryError
+
+
+def test_a_request_whose_documents_cannot_be_laid_has_an_end_too() -> None:
+    model = grit_model("llama")
+    _, (read,) = model.read(["one"])
+    lost = Lost(read.ids, read.num_bos, read.num_prompt, read.keys, read.values)
+
+    async def test() -> None:
+        async with engine(model, slots=1) as one:
+            failing = one.generate(replace(request(model, TEXTS[0]), documents=[lost]))
+            waiting = one.generate(request(model, TEXTS[1], 3))
+            with pytest.raises(EngineFailed, match="MemoryError"):
+                await failing.result()
+            assert (await waiting.result()).token_ids
+            await until(lambda: one.state == "ready")
+            assert one.load().failures == 1
+
+    run(test)
+
+
+class Ending:
+    """A constraint that allows everything, and fails at its third token."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+        self._num_chosen = 0
+
+    def allowed(self, size: int) -> Tensor:
+        if self._num_chosen == 2:
+            raise self._error
+        return torch.ones(size, dtype=torch.bool)
+
+    def chosen(self, token_id: int) -> None:
+        self._num_chosen += 1
+
+
+def test_a_generation_that_cannot_go_on_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    model = grit_model("llama")
+    texts = [f"{text} {n}" for n in range(2) for text in TEXTS]
+    expected = model.complete_batch(texts, max_new_tokens=12)
+    used = {token for done in expected for token in done.token_ids}
+    used |= {token for text in [*texts, "a"] for token in model.tokens.raw_prompt(text)}
+    bad = min(set(range(50, VOCABULARY)) - used)
+    with torch.no_grad():
+        model.lm.get_input_embeddings().weight[bad] = float("nan")
+
+    async def test() -> None:
+        async with engine(model, slots=4) as one:
+            own = one.generate(replace(request(model, TEXTS[0]), constraint=Ending(InputError("not of the grammar"))))
+            defect = one.generate(replace(request(model, TEXTS[1]), constraint=Ending(KeyError("a secret"))))
+            poisoned = one.generate(Request([*model.tokens.raw_prompt(TEXTS[2]), bad, 5]))
+            generations = [one.generate(request(model, text)) for text in texts]
+            ends = await asyncio.gather(*(g.result() for g in (own, defect, poisoned)), return_exceptions=True)
+            assert [str(end) for end in ends] == [
+                "not of the grammar",
+                "the answer cannot be continued: KeyError",
+                "the model's logits after 0 tokens of the answer are not finite",
+            ]
+            assert [type(end) for end in ends] == [InputError, GenerationError, GenerationError]
+            done = await asyncio.gather(*(g.result() for g in generations))
+            assert [c.token_ids for c in done] == [c.token_ids for c in expected]
+            assert [c.text for c in done] == [c.text for c in expected]
+            load = one.load()
+            assert (load.state, load.failures, load.running, load.waiting) == ("ready", 0, 0, 0)
+            assert (load.counts["failed"], load.counts["finished"]) == (3, len(texts))
+
+    with caplog.at_level(logging.ERROR, "gritkit.serve"):
+        run(test)
+    logged = {record.getMessage(): record.exc_info[0] for record in caplog.records if record.exc_info}
+    assert logged == {
+        "a generation failed: the answer cannot be continued: KeyError": KeyError,
+        "a generation failed: the model's logits after 0 tokens of the answer are not finite": GenerationError,
+    }
 
 
 def test_a_call_raises_its_own_error_and_harms_nobody() -> None:

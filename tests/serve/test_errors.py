@@ -8,7 +8,14 @@ import pytest
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from gritkit.errors import InputError, MissingExtraError, RecordError, StoreError, UnsupportedModelError
+from gritkit.errors import (
+    GenerationError,
+    InputError,
+    MissingExtraError,
+    RecordError,
+    StoreError,
+    UnsupportedModelError,
+)
 from gritkit_serve.app import create_app
 from gritkit_serve.engine import EngineFailed, NotServing, Overloaded
 from gritkit_serve.errors import MAX_MESSAGE, ConflictError, HttpError, NotFoundError, ParameterError, event_of
@@ -45,6 +52,7 @@ RAISED: dict[str, Exception] = {
     "busy": Overloaded("9 generations are waiting", 7.2),
     "starting": NotServing("the server is starting"),
     "pass": EngineFailed("a forward pass failed: RuntimeError"),
+    "answer": GenerationError("the answer cannot be continued: ValueError"),
     "store": StoreError(f"/srv/kb: {SECRET}"),
     "defect": ZeroDivisionError(SECRET),
     "group": ExceptionGroup("several", [InputError("only this")]),
@@ -88,6 +96,7 @@ def failing() -> Any:
         ("busy", 429, {"type": "rate_limit_error", "code": "overloaded"}),
         ("starting", 503, {"type": "unavailable_error", "code": "not_serving"}),
         ("pass", 500, {"message": "a forward pass failed: RuntimeError", "code": "engine_failed"}),
+        ("answer", 500, {"message": "the answer cannot be continued: ValueError", "code": "generation_failed"}),
         ("group", 400, {"message": "only this"}),
     ],
 )

@@ -67,8 +67,8 @@ class Load:
     failures: int
     """Times that a pass failed for no request's own reason."""
     counts: Mapping[str, int]
-    """Since the start: ``finished``, ``cancelled``, ``prompt_tokens``, ``cached_tokens``, ``completion_tokens`` of
-    generations; ``texts``, ``tokens``, ``rows`` of embedding."""
+    """Since the start: ``finished``, ``failed``, ``cancelled``, ``prompt_tokens``, ``cached_tokens``,
+    ``completion_tokens`` of generations; ``texts``, ``tokens``, ``rows`` of embedding."""
     seconds: Mapping[str, float]
     """Device time of each kind of work."""
 

@@ -8,16 +8,20 @@ This module knows nothing about threads: the engine calls it from the one that o
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable
 
 from gritkit import GritModel
-from gritkit.errors import GritkitError
+from gritkit.errors import GenerationError, GritkitError, InputError
 from gritkit.generation.decoder import Decoder
-from gritkit.generation.params import Finished
+from gritkit.generation.params import Failed, Finished
 from gritkit_serve.engine.delivery import Delivery
+from gritkit_serve.engine.errors import EngineFailed
 from gritkit_serve.engine.generation import Generation
 from gritkit_serve.engine.limits import EngineLimits
+
+_LOG = logging.getLogger("gritkit.serve")
 
 
 class Generating:
@@ -38,7 +42,7 @@ class Generating:
         self._rows: dict[str | None, dict[int, Generation]] = {}
         self._turn: deque[str | None] = deque()
         self.counts: Counter[str] = Counter()
-        """Since the start: generations finished and cancelled, tokens of prompts, cached and generated ones."""
+        """Since the start: generations finished, failed and cancelled, tokens of prompts, cached and generated ones."""
 
     @property
     def num_waiting(self) -> int:
@@ -71,10 +75,21 @@ class Generating:
         decoder, rows = self._decoders[adapter], self._rows[adapter]
         for event in decoder.step():
             generation = rows[event.row]
+            if isinstance(event, Failed):
+                del rows[event.row]
+                self._fail_alone(generation, event.error)
+                continue
             if isinstance(event, Finished):
                 del rows[event.row]
                 self._count(event)
             self._delivery.add(generation.loop, generation.deliver, event)
+
+    def _fail_alone(self, generation: Generation, error: GritkitError) -> None:
+        if not isinstance(error, InputError):  # what the client has sent is no matter of the operator's
+            what = error if isinstance(error, GenerationError) else type(error).__name__
+            _LOG.error("a generation failed: %s", what, exc_info=error.__cause__ or error)
+        self.counts["failed"] += 1
+        self._delivery.add(generation.loop, generation.deliver, error)
 
     def fail(self, error: GritkitError) -> None:
         """End everything that runs with this error; what waits has not been touched and goes on waiting."""
@@ -106,19 +121,30 @@ class Generating:
     def _join(self) -> None:
         """In the order of their coming, as far as there are slots."""
         still = deque[Generation]()
-        while self._waiting:
-            generation = self._waiting.popleft()
-            try:
-                decoder = self._decoder(generation.adapter)
-                if not decoder.num_free:
+        try:
+            while self._waiting:
+                generation = self._waiting.popleft()
+                if not self._join_one(generation):
                     still.append(generation)
-                    continue
-                row = decoder.join(generation.request)
-            except GritkitError as error:
-                self._delivery.add(generation.loop, generation.deliver, error)
-            else:
-                self._rows[generation.adapter][row] = generation
-        self._waiting = still
+        finally:
+            self._waiting = still + self._waiting
+
+    def _join_one(self, generation: Generation) -> bool:
+        """Whether it need not wait any longer. What it raises has ended the generation as well."""
+        try:
+            decoder = self._decoder(generation.adapter)
+            if not decoder.num_free:
+                return False
+            row = decoder.join(generation.request)
+        except GritkitError as error:
+            self._delivery.add(generation.loop, generation.deliver, error)
+        except Exception as error:  # it may be the device's, which brought documents to the slot
+            failed = EngineFailed(f"a forward pass failed: {type(error).__name__}")
+            self._delivery.add(generation.loop, generation.deliver, failed)
+            raise
+        else:
+            self._rows[generation.adapter][row] = generation
+        return True
 
     def _decoder(self, adapter: str | None) -> Decoder:
         if adapter not in self._decoders:

@@ -1,0 +1,225 @@
+"""A row that cannot go on ends alone: the others of its step get what they get without it, its slot serves the next."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gritkit import GritModel
+from gritkit.errors import GenerationError, InputError
+from gritkit.generation.decoder import Decoder, Request
+from gritkit.generation.params import Completion, Delta, Failed, Finished, SamplingParams, StepEvent
+from gritkit.generation.sampling import Constraint, Sampler
+from tests.models import VOCABULARY, grit_model, shared_model
+
+PROMPTS = [[7, 8, 9, 10, 11], list(range(20, 32)), list(range(30, 40))]
+BEGINNING = list(range(40, 56))
+FAILING = 1
+"""The place among them of the one that fails."""
+
+
+def request(prompt: list[int], **rest: Any) -> Request:
+    return Request(prompt, SamplingParams(max_new_tokens=10), **rest)
+
+
+class FailingSampler(Sampler):
+    """Chooses the likeliest tokens, until it has chosen enough."""
+
+    def __init__(self, error: Exception, num_tokens: int) -> None:
+        super().__init__(SamplingParams(), ())
+        self._error = error
+        self._left = num_tokens
+
+    def pick(self, logits_V: Tensor) -> int:
+        if not self._left:
+            raise self._error
+        self._left -= 1
+        return super().pick(logits_V)
+
+
+class Ending:
+    """A constraint that allows everything, and after two tokens nothing."""
+
+    num_chosen = 0
+
+    def allowed(self, size: int) -> Tensor:
+        return torch.full((size,), self.num_chosen < 2)
+
+    def chosen(self, token_id: int) -> None:
+        self.num_chosen += 1
+
+
+class Refusing(Ending):
+    """A constraint that cannot go on with the second token."""
+
+    def chosen(self, token_id: int) -> None:
+        super().chosen(token_id)
+        if self.num_chosen == 2:
+            raise InputError(f"token {token_id} is not of the grammar")
+
+
+def ends(events: list[StepEvent]) -> dict[int, Completion | Failed]:
+    """How each row ended; no row has more than one end."""
+    found: dict[int, Completion | Failed] = {}
+    for event in events:
+        if not isinstance(event, Delta):
+            assert event.row not in found
+            found[event.row] = event.completion if isinstance(event, Finished) else event
+    return found
+
+
+def alone(model: GritModel, prompt: list[int]) -> Completion:
+    (done,) = model.generate([request(prompt)])
+    return done
+
+
+def decoder(model: GritModel, **rest: Any) -> Decoder:
+    return model.decoder(**{"num_slots": 3, "max_length": 64, **rest})
+
+
+def step_all(rows: Decoder, failing: Request, sampler: Sampler | None = None) -> dict[int, Completion | Failed]:
+    """The ends of all prompts, of which one is this request."""
+    for index, prompt in enumerate(PROMPTS):
+        if index == FAILING:
+            assert rows.join(failing, sampler) == index
+        else:
+            assert rows.join(request(prompt)) == index
+    return ends(list(rows.run()))
+
+
+# -- a sampler, a constraint -------------------------------------------------------------------------------------------
+
+
+def test_a_sampler_that_raises_ends_its_row_alone() -> None:
+    model = shared_model()
+    expected = [alone(model, prompt) for prompt in PROMPTS]
+    rows = decoder(model, share_prefixes=True)
+    error = ZeroDivisionError("a secret")
+    found = step_all(rows, request(PROMPTS[FAILING]), FailingSampler(error, 2))
+    failed = found.pop(FAILING)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, GenerationError)
+    assert str(failed.error) == "the answer cannot be continued: ZeroDivisionError"
+    assert failed.error.__cause__ is error
+    assert found == {index: expected[index] for index in (0, 2)}
+    assert rows.num_free == 3
+    again = rows.join(request(PROMPTS[FAILING]))
+    assert ends(list(rows.run())) == {again: expected[FAILING]}
+
+
+@pytest.mark.parametrize(
+    ("constraint", "said"), [(Ending, "the constraint allows no token"), (Refusing, "is not of the grammar")]
+)
+def test_a_constraint_that_cannot_go_on_ends_its_row_alone(constraint: type[Ending], said: str) -> None:
+    model = shared_model()
+    expected = [alone(model, prompt) for prompt in PROMPTS]
+    found = step_all(decoder(model), request(PROMPTS[FAILING], constraint=constraint()))
+    failed = found.pop(FAILING)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, InputError)
+    assert said in str(failed.error)
+    assert found == {index: expected[index] for index in (0, 2)}
+
+
+def test_a_row_that_failed_is_not_running() -> None:
+    rows = decoder(shared_model())
+    row = rows.join(request([5]), FailingSampler(ValueError(), 0))
+    assert [type(event) for event in rows.step()] == [Failed]
+    assert not rows.busy
+    assert rows.num_produced(row) == 0
+    with pytest.raises(InputError, match=f"row {row} is not running"):
+        rows.leave(row)
+
+
+def test_what_shows_as_text_before_it_failed_was_shown() -> None:
+    """The others' deltas join to their texts, and the failing row's are the beginning of what it would have said."""
+    model = shared_model()
+    expected = [alone(model, prompt).text for prompt in PROMPTS]
+    rows = decoder(model)
+    for index, prompt in enumerate(PROMPTS):
+        rows.join(request(prompt), FailingSampler(ValueError(), 5) if index == FAILING else None)
+    shown = ["", "", ""]
+    for event in rows.run():
+        if isinstance(event, Delta):
+            shown[event.row] += event.text
+    assert [shown[0], shown[2]] == [expected[0], expected[2]]
+    assert expected[FAILING].startswith(shown[FAILING])
+
+
+def test_the_library_raises_what_a_request_fails_with() -> None:
+    model = shared_model()
+
+    def both(constraint: Constraint) -> list[Request]:
+        return [request(PROMPTS[0]), request(PROMPTS[FAILING], constraint=constraint)]
+
+    with pytest.raises(InputError, match="the constraint allows no token"):
+        model.generate(both(Ending()))
+    seen = []
+    with pytest.raises(InputError, match="is not of the grammar"):
+        seen += model.stream_requests(both(Refusing()))
+
+
+# -- logits that are no numbers ----------------------------------------------------------------------------------------
+
+
+def poisoned(model: GritModel) -> int:
+    """A token whose embedding is no number from now on; no prompt here has it, and no answer to one."""
+    prompts = [*PROMPTS, BEGINNING]
+    used = {token for prompt in prompts for token in (*prompt, *alone(model, prompt).token_ids)}
+    token = min(set(range(50, VOCABULARY)) - used)
+    with torch.no_grad():
+        model.lm.get_input_embeddings().weight[token] = float("nan")
+    return token
+
+
+@pytest.mark.parametrize("prefill_chunk", [2, 512])
+def test_a_row_whose_logits_are_no_numbers_fails_and_leaves_none_behind(prefill_chunk: int) -> None:
+    model = grit_model()
+    expected = [alone(model, prompt) for prompt in (*PROMPTS, BEGINNING)]
+    bad = poisoned(model)
+    rows = decoder(model, prefill_chunk=prefill_chunk, share_prefixes=True)
+    found = step_all(rows, request([*BEGINNING, bad, 44]))
+    failed = found.pop(FAILING)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, GenerationError)
+    assert str(failed.error) == "the model's logits after 0 tokens of the answer are not finite"
+    assert found == {index: expected[index] for index in (0, 2)}
+    for layer, slot in itertools.product(range(model.config.num_hidden_layers), range(3)):
+        assert all(buffer.isfinite().all() for buffer in rows._store.get(layer, slot, 0, 64))
+    again = rows.join(request(BEGINNING))  # which the failed row had read too
+    assert ends(list(rows.run())) == {again: expected[-1]}
+
+
+def test_logits_that_become_no_numbers_while_it_decodes() -> None:
+    """Its slot is poisoned between two steps: after so many tokens, the next one is a failure and no token."""
+    model = grit_model()
+    expected = [alone(model, prompt) for prompt in PROMPTS]
+    rows = decoder(model, share_prefixes=True)
+    for prompt in PROMPTS:
+        rows.join(request(prompt))
+    events = [*rows.step(), *rows.step()]
+    keys, _ = rows._store.get(0, rows._rows[FAILING].slot, 0, 1)
+    with torch.inference_mode():
+        keys.fill_(float("nan"))
+    found = ends([*events, *rows.run()])
+    failed = found.pop(FAILING)
+    assert isinstance(failed, Failed)
+    assert "after 2 tokens of the answer" in str(failed.error)
+    assert found == {index: expected[index] for index in (0, 2)}
+    again = rows.join(request(PROMPTS[FAILING]))
+    assert ends(list(rows.run())) == {again: expected[FAILING]}
+
+
+def test_a_token_that_cannot_be_is_no_failure() -> None:
+    """Some models give tokens that are never to come -inf."""
+    model = grit_model()
+    (prompt, *_), (first, *_) = PROMPTS, alone(model, PROMPTS[0]).token_ids
+    head = model.lm.get_output_embeddings()
+    head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, torch.tensor([first]), float("-inf")))
+    done = alone(model, prompt)
+    assert first not in done.token_ids
+    assert len(done.token_ids) == 10
