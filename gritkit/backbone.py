@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gritkit import attention
 from gritkit.errors import GritkitError, UnsupportedModelError
@@ -157,6 +158,8 @@ class Backbone:
             use_cache=False,
             **options,
         )
+        if ids_T.is_cuda:
+            forward = functools.partial(_without_cudnn, forward)
         out = forward() if self.run is None else self.run(forward)
         self._check(plan, layers or self.num_layers)
         return out
@@ -167,6 +170,12 @@ class Backbone:
                 f"{type(self.base).__name__}: the attention plan reached {len(plan.layers_run)} of {num_layers} "
                 "layers, so this architecture (or something that changed its attn_implementation) does not honour it"
             )
+
+
+def _without_cudnn(forward: Callable[[], Any]) -> Any:
+    """cuDNN's attention plans every new shape for most of a millisecond, and lengths are new in every pass."""
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return forward()
 
 
 def first_layers(decoder: nn.Module, num_layers: int, kept: int) -> nn.Module:

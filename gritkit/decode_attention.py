@@ -35,8 +35,9 @@ class _Batch:
     last: int
     start: int
     end: int
-    queries_B: Tensor
-    """Which row's query each slot takes; a slot of no decoding row takes any, and its output is not used."""
+    queries_B: Tensor | None
+    """Which row's query each slot takes; a slot of no decoding row takes any, and its output is not used. None: the
+    rows are the slots."""
     mask_B11L: Tensor | None
     """What is added to the scores: 0 or minus infinity."""
 
@@ -44,8 +45,8 @@ class _Batch:
 @dataclass(frozen=True)
 class _Batches:
     batches: tuple[_Batch, ...]
-    outputs_R: Tensor
-    """Where each row's output stands among those of all batches."""
+    outputs_R: Tensor | None
+    """Where each row's output stands among those of all batches; None: in their order."""
 
 
 def attend_decoding(
@@ -55,23 +56,41 @@ def attend_decoding(
     assert plan.store is not None
     made = plan.kept(
         ("decoding", sliding_window, query_1HRD.device, query_1HRD.dtype),
-        lambda: _batches(plan, sliding_window, query_1HRD.device, query_1HRD.dtype),
+        lambda: (_batches if plan.places is None else _all_slots)(plan, sliding_window, query_1HRD),
     )
     query_RHD = query_1HRD[0].transpose(0, 1)
     outputs = []
     for batch in made.batches:
         key_BGLD, value_BGLD = plan.store.get_many(layer, batch.first, batch.last, batch.start, batch.end)
+        query_BHD = query_RHD if batch.queries_B is None else query_RHD[batch.queries_B]
         # the heads that share a key-value head stand where its queries would: it is read once for all of them
-        grouped_BGND = query_RHD[batch.queries_B].unflatten(1, (key_BGLD.shape[1], -1))
+        grouped_BGND = query_BHD.unflatten(1, (key_BGLD.shape[1], -1))
         out_BGND = scaled_dot_product_attention(
             grouped_BGND, key_BGLD, value_BGLD, attn_mask=batch.mask_B11L, scale=scaling
         )
         outputs.append(out_BGND.flatten(1, 2))
-    return torch.cat(outputs)[made.outputs_R].transpose(0, 1)[None]
+    out_RHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return (out_RHD if made.outputs_R is None else out_RHD[made.outputs_R]).transpose(0, 1)[None]
 
 
-def _batches(plan: Plan, sliding_window: int | None, device: torch.device, dtype: torch.dtype) -> _Batches:
+def _all_slots(plan: Plan, sliding_window: int | None, query_1HRD: Tensor) -> _Batches:
+    """One batch of the plan's slots, whose mask follows from their places on the device alone, without a copy from the
+    host: it can be captured. A slot whose token stands past all places is idle, and sees a number that is there."""
+    assert plan.places is not None
+    end = plan.segments[0].past + 1
+    back, _ = plan.reach(plan.segments[0], sliding_window)
+    last_S1 = plan.places[:, None]
+    place_1L = torch.arange(end, device=query_1HRD.device)[None]
+    seen_SL = (place_1L <= last_S1) & ((last_S1 < end) | (place_1L == 0))
+    if back is not None:
+        seen_SL &= (place_1L >= last_S1 - back) | (last_S1 >= end)
+    mask_SL = torch.zeros_like(seen_SL, dtype=query_1HRD.dtype).masked_fill(~seen_SL, float("-inf"))
+    return _Batches((_Batch(0, len(plan.segments), 0, end, None, mask_SL[:, None, None]),), None)
+
+
+def _batches(plan: Plan, sliding_window: int | None, query_1HRD: Tensor) -> _Batches:
     assert plan.store is not None
+    device, dtype = query_1HRD.device, query_1HRD.dtype
     rows = plan.segments[: plan.num_decoding]
     back, _ = plan.reach(rows[0], sliding_window)
     groups = neighbours(rows, back, _CALL.get(device.type, _CALL["cuda"]))

@@ -90,6 +90,9 @@ class Plan:
     key_hook: KeyHook | None = None
     window_cap: int | None = None
     """Narrows every sliding window; the load-time probe looks through small windows at a model whose own is large."""
+    places: Tensor | None = None
+    """Int64 [S]: where the token of each of the first S slots stands, for a pass that is captured once and replayed.
+    The segments are then those slots, each with the longest past that the captured pass can have."""
     layers_run: dict[int, int | None] = field(default_factory=dict)
     """Layer -> its sliding window, of the layers that attended by this plan; filled during the call, checked after."""
     _kept: dict[Hashable, Any] = field(default_factory=dict)
@@ -156,14 +159,15 @@ class Plan:
 
     def decoding_places(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Slots of the decoding segments and the places of their tokens in them, int64 [num_decoding] each."""
-        decoding = self.segments[: self.num_decoding]
-        return self.kept(
-            ("decoding places", device),
-            lambda: (
-                torch.tensor([s.slot for s in decoding], device=device),
-                torch.tensor([s.past for s in decoding], device=device),
-            ),
-        )
+
+        def make() -> tuple[Tensor, Tensor]:
+            if self.places is not None:
+                return torch.arange(len(self.places), device=device), self.places
+            decoding = self.segments[: self.num_decoding]
+            slots, places = ([getattr(s, name) for s in decoding] for name in ("slot", "past"))
+            return torch.tensor(slots, device=device), torch.tensor(places, device=device)
+
+        return self.kept(("decoding places", device), make)
 
     def kept(self, name: Hashable, make: Callable[[], T]) -> T:
         """What the first layer that asks for it makes and the others take over: indices and masks on a device."""

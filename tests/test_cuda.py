@@ -13,6 +13,8 @@ from gritkit import attention
 from gritkit.attention import attend_plainly
 from gritkit.decode_attention import attend_decoding
 from gritkit.embedding import embed_sequences
+from gritkit.generation.decoder import Request
+from gritkit.generation.params import Finished, SamplingParams
 from gritkit.kv.slots import SlotStore
 from gritkit.model import GritModel
 from gritkit.plan import Plan, Segment
@@ -116,13 +118,45 @@ def test_decoding_rows_on_cuda(
         torch.testing.assert_close(out[:, :, row : row + 1].double(), weights @ values, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_captured_decode_steps_equal_plain_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long enough to be captured; a model that cannot be decodes all the same."""
+    model = on_cuda(name)
+    requests = [
+        Request([*model.tokens.bos_ids, *model.tokens.encode(text)][:length], SamplingParams(max_new_tokens=40))
+        for text, length in zip(TEXTS, (30, 3, 12, 9), strict=False)
+    ]
+
+    def decode(*, capture: bool) -> list[tuple[int, ...]]:
+        rows = model.decoder(num_slots=8, max_length=100)
+        assert rows._captured is not None
+        rows._captured._refused = not capture
+        for request in requests:
+            rows.join(request)
+        done = {event.row: event.completion.token_ids for event in rows.run() if isinstance(event, Finished)}
+        assert bool(rows._captured._passes) is (capture and not rows._captured._refused)
+        assert name == "mixtral" or rows._captured._refused is not capture
+        return [done[row] for row in sorted(done)]
+
+    assert decode(capture=True) == decode(capture=False)
+
+
+def test_autocast_takes_the_varlen_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary positions make fp32 of bf16 queries there; segment by segment it would be some twenty times as slow."""
+    model = on_cuda("llama")
+    sequences = model.tokens.to_embed(list(TEXTS), "passage", None, 512, truncate=False)
+    expected = model.embed(list(TEXTS))
+    monkeypatch.setattr(attention, "_attend_segments", lambda *_: pytest.fail("not the varlen kernel"))
+    with torch.autocast("cuda", torch.bfloat16):
+        made = embed_sequences(model._backbone, sequences, model.embedding_config, budget=10_000)
+    np.testing.assert_allclose(made.float().cpu().numpy(), expected, atol=4e-2)
+
+
 @pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3"])
 def test_the_server_of_a_cuda_model_answers_as_the_library_does(name: str) -> None:
     """Rows decode beside each other, texts are packed with others', and each has what it has alone."""
     import asyncio
 
-    from gritkit.generation.decoder import Request
-    from gritkit.generation.params import SamplingParams
     from gritkit_serve.engine.engine import Engine
 
     model = on_cuda(name)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gritkit.backbone import Backbone
 from gritkit.errors import GenerationError, GritkitError, InputError, UnsupportedModelError
+from gritkit.generation.captured import CapturedSteps
 from gritkit.generation.logprobs import Logprobs
 from gritkit.generation.params import (
     Completion,
@@ -163,6 +164,7 @@ class Decoder:
         self._rope = rope
         self._prefill_chunk = prefill_chunk
         self._store = SlotStore(num_slots, min(max_length, backbone.context_length))
+        self._captured = CapturedSteps(backbone, self._store) if backbone.device.type == "cuda" else None
         self._rows: dict[int, _Row] = {}
         self._next = 0
 
@@ -260,17 +262,27 @@ class Decoder:
                 ids += new
             if not row.todo:
                 wanted.append((number, len(ids) - 1))
-        device = self._backbone.device
-        logits_KV = self._backbone.logits(
-            torch.tensor(ids, device=device),
-            torch.tensor(positions, device=device),
-            Plan(tuple(segments), store=self._store),
-            torch.tensor([place for _, place in wanted] or [len(ids) - 1], device=device),
-        )
+        logits_KV = self._logits(ids, positions, segments, [place for _, place in wanted] or [len(ids) - 1])
         events: list[StepEvent] = []
         for (number, _), logits_V, usable in zip(wanted, *_on_host(logits_KV), strict=False):
             events += self._go_on(number, logits_V) if usable else [self._poisoned(number)]
         return events
+
+    def _logits(self, ids: list[int], positions: list[int], segments: list[Segment], keep: list[int]) -> Tensor:
+        """Next-token logits [K, V] at the places ``keep`` of the packed row."""
+        logits_KV = None
+        if self._captured is not None and all(segment.length == 1 for segment in segments) and len(keep) == len(ids):
+            rows = [(segment.slot or 0, token, segment.past) for segment, token in zip(segments, ids, strict=True)]
+            logits_KV = self._captured.logits(rows)
+        if logits_KV is None:
+            device = self._backbone.device
+            logits_KV = self._backbone.logits(
+                torch.tensor(ids, device=device),
+                torch.tensor(positions, device=device),
+                Plan(tuple(segments), store=self._store),
+                torch.tensor(keep, device=device),
+            )
+        return logits_KV
 
     def _go_on(self, number: int, logits_V: Tensor) -> Sequence[StepEvent]:
         """A row's next token. What goes wrong in it is of the row's own making: a sampler, a constraint, a text."""

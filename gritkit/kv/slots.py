@@ -23,13 +23,18 @@ from gritkit.plan import Plan
 
 
 class SlotStore:
-    """Preallocated keys and values [S, G, M, D] per layer, keys rotated at their true positions."""
+    """Preallocated keys and values [S, G, M + 1, D] per layer, keys rotated at their true positions."""
 
     def __init__(self, num_slots: int, max_length: int) -> None:
         self.num_slots = num_slots
         self.max_length = max_length
         self._free = list(range(num_slots))[::-1]
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def scratch(self) -> int:
+        """The place past what a slot holds, where idle slots of a captured pass write what nobody reads."""
+        return self.max_length
 
     @property
     def num_free(self) -> int:
@@ -107,9 +112,10 @@ class SlotStore:
     def _of(self, layer: int, key_1GTD: Tensor, value_1GTD: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._buffers:
             (_, heads, _, size), value_size = key_1GTD.shape, value_1GTD.shape[3]
+            places = self.scratch + 1
             self._buffers[layer] = (
-                _zeros(key_1GTD, self.num_slots, heads, self.max_length, size),
-                _zeros(value_1GTD, self.num_slots, heads, self.max_length, value_size),
+                _zeros(key_1GTD, self.num_slots, heads, places, size),
+                _zeros(value_1GTD, self.num_slots, heads, places, value_size),
             )
         return self._buffers[layer]
 
