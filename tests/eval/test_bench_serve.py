@@ -272,6 +272,8 @@ def test_a_model_that_neither_ends_nor_leaves_ascii(tmp_path: Path) -> None:
     sequences = model.tokens.to_embed(material.texts, "passage", None, 999, truncate=False)
     assert list(material.text_tokens) == list(map(len, sequences))
     assert len(material.questions) == 3
+    for document, question in zip(material.documents, material.questions, strict=False):
+        assert document.endswith(question)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, cycle, islice
 from pathlib import Path
 
 from gritkit import GritModel
@@ -69,9 +69,8 @@ def make(
         return _cut(model, f"{number}: ", words, number * 31, long_tokens)
 
     documents = [_cut(model, "", words, 7919 * number, document_tokens) for number in range(num_documents)]
-    questions = [
-        " ".join(documents[number % num_documents].split()[-_QUESTION_WORDS:]) for number in range(num_questions)
-    ]
+    asked = islice(cycle(documents), num_questions)
+    questions = [" ".join(document.split()[-_QUESTION_WORDS:]) for document in asked]
     return Material(
         prompts=(f"{number}: {short[number % len(short)]}" for number in count()),
         longs=(long(number) for number in count()),
