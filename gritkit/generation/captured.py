@@ -35,8 +35,9 @@ _LOG = logging.getLogger("gritkit.generation")
 
 @dataclass(frozen=True)
 class _Pass:
-    inputs_3S: Tensor
-    """Ids, positions and places in the slots, on the device."""
+    inputs_4S: Tensor
+    """Ids, positions, places in the slots, and whose logits are wanted: all that the pass reads and that is no weight
+    of the model, on the device for as long as it may be replayed."""
     logits_SV: Tensor
     replay: Callable[[], Any]
 
@@ -68,10 +69,10 @@ class CapturedSteps:
         found = self._pass_of(size)
         if found is None:
             return None
-        inputs_3S = self._idle(size[0])
+        inputs_4S = self._idle(size[0])
         for slot, token, place in rows:
-            inputs_3S[:, slot] = torch.tensor([token, place, place])
-        found.inputs_3S.copy_(inputs_3S)
+            inputs_4S[:3, slot] = torch.tensor([token, place, place])
+        found.inputs_4S.copy_(inputs_4S)
         found.replay()
         return found.logits_SV[torch.tensor(slots, device=found.logits_SV.device)]
 
@@ -86,21 +87,20 @@ class CapturedSteps:
         return self._passes.get(size)
 
     def _idle(self, num_slots: int) -> Tensor:
-        """Ids, positions and places of slots without a decoding row."""
-        return torch.tensor([[0] * num_slots, [0] * num_slots, [self._store.scratch] * num_slots])
+        """The inputs of slots without a decoding row."""
+        nothing = [0] * num_slots
+        return torch.tensor([nothing, nothing, [self._store.scratch] * num_slots, list(range(num_slots))])
 
     def _captured(self, num_slots: int, num_places: int) -> _Pass:
-        device = self._backbone.device
-        inputs_3S = self._idle(num_slots).to(device)
+        inputs_4S = self._idle(num_slots).to(self._backbone.device)
         segments = tuple(Segment(i, i + 1, True, slot=i, past=num_places - 1) for i in range(num_slots))
-        keep_S = torch.arange(num_slots, device=device)
 
         def run() -> Tensor:
-            ids_S, positions_S, places_S = inputs_3S
+            ids_S, positions_S, places_S, keep_S = inputs_4S
             return self._backbone.logits(ids_S, positions_S, Plan(segments, store=self._store, places=places_S), keep_S)
 
         replay, logits_SV = self._capture(run)
-        return _Pass(inputs_3S, logits_SV, replay)
+        return _Pass(inputs_4S, logits_SV, replay)
 
 
 class Graphs:

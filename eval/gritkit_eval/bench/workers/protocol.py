@@ -7,12 +7,13 @@ stderr.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -38,7 +39,7 @@ def serve(
             except ModuleNotFoundError as error:
                 reply(missing=error.name)
                 continue
-            reply(versions={name: importlib.metadata.version(name) for name in libraries})
+            reply(versions=versions_of(libraries))
         elif "run" in request and job is not None:
             start = time.perf_counter()
             result = job()
@@ -46,3 +47,12 @@ def serve(
         elif "save" in request and save is not None:
             save(result, request["save"])
             reply(saved=request["save"])
+
+
+def versions_of(libraries: Sequence[str]) -> dict[str, str]:
+    """Of those that are installed: what a job needs it has imported by now."""
+    found = {}
+    for name in libraries:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
