@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gritkit.errors import StoreError
-from gritkit.rag import lance
+from gritkit.rag import lance, lance_table
 from gritkit.rag.lance import LanceStore
 from gritkit.rag.store import Row
 from tests.rag.test_stores import DIM, clustered, ids, numbered, rows, unit
@@ -39,6 +39,22 @@ def test_a_replace_is_one_version(store: LanceStore) -> None:
     store.replace(rows("a", "one", version=1) + rows("c", "new", "new"))  # updates, inserts and deletes
     assert store._table.version == before + 1
     assert store.size().chunks == 4
+
+
+def test_what_versions_leave_in_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LanceDB keeps the metadata of every version that was read until its cache is full."""
+    import lancedb
+
+    monkeypatch.setattr(lance_table, "_METADATA_CACHE_BYTES", 64 << 10)
+    sessions = []
+    made = lancedb.Session
+    monkeypatch.setattr(lancedb, "Session", lambda **bounds: sessions.append(made(**bounds)) or sessions[-1])
+    store = LanceStore(tmp_path, DIM)
+    for number in range(40):
+        store.replace(rows(f"d{number}", "one"))
+        assert store.size().documents == number + 1
+    (session,) = sessions
+    assert session.size_bytes < 1 << 20  # with the indices; without the bound 3.5 MiB
 
 
 def test_a_uri_is_opened_as_one(tmp_path: Path) -> None:
