@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from gritkit.allocator import share_heaps
 from gritkit.cli import engine as engines
 from gritkit.cli import options as common
 from gritkit.cli.loading import open_model
@@ -85,6 +86,7 @@ def serve(
     )
 
     def load(service: Service) -> None:
+        share_heaps()  # a replica's process begins here
         grit = open_model(
             name, device=device, dtype=dtype, prompt_format=prompt_format, trust_remote_code=trust_remote_code
         )
@@ -146,6 +148,7 @@ def run_replicas(
 def _run(make: Callable[[], tuple[Server, Callable[[], None]]], model_name: str, host: str, port: int) -> None:
     """``make`` gives a server and what makes it ready; that runs in a thread of its own, and what it raises comes out
     here. The address is taken before both, which import torch."""
+    share_heaps()  # before there are threads to have heaps
     started = time.monotonic()
     failures: list[BaseException] = []
     with contextlib.closing(bind(host, port)) as listener:
