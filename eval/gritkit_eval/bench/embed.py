@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from gritkit.errors import GritkitError, InputError
@@ -62,7 +63,10 @@ def run(
         versions: dict[str, str] = {}
         profiles = []
         for dtype in dtypes:
-            rows += _compare(place, dtype, rounds, device, peer_python, num_tokens, versions)
+            found = _compare(place, dtype, rounds, device, peer_python, num_tokens, versions)
+            for row in found:  # a run that is cut short has then said what it found
+                typer.echo(" | ".join(row), err=True)
+            rows += found
             profiles.append(profile(place, dtype, rounds, device))
     lengths = f"{len(chosen)} texts, {num_tokens} tokens ({num_tokens / len(chosen):.0f} a text)"
     body = (

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import typer
@@ -48,6 +48,7 @@ from gritkit_eval.bench.serve_material import make
 from gritkit_eval.bench.serve_servers import Server, memory_of
 
 TITLE = "bench serve"
+Row = TypeVar("Row", ChatRow, EmbedRow)
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,9 @@ def _chats(current: Contest, chats: Sequence[Endpoint], clients: int) -> list[Ch
         lambda number, index: current.chat(chats[index].server, bodies[number], clients),
     )  # fmt: skip
     tokens = sum(settings.lengths(count))
-    return [chat_row(endpoint.name, clients, rounds, tokens) for endpoint, rounds in zip(chats, made, strict=True)]
+    return _said(
+        [chat_row(endpoint.name, clients, rounds, tokens) for endpoint, rounds in zip(chats, made, strict=True)]
+    )
 
 
 def _embeddings(current: Contest, embeddings: Sequence[Endpoint], texts: int, clients: int) -> list[EmbedRow]:
@@ -193,10 +196,19 @@ def _embeddings(current: Contest, embeddings: Sequence[Endpoint], texts: int, cl
     jobs = [bodies[client::clients] for client in range(clients)]
     made = _interleaved(len(embeddings), settings.rounds, lambda number, index: current.embed(embeddings[index], jobs))
     tokens = sum(material.text_tokens[at] for some in places for at in some)
-    return [
-        embed_row(endpoint.name, clients, texts, rounds, tokens)
-        for endpoint, rounds in zip(embeddings, made, strict=True)
-    ]
+    return _said(
+        [
+            embed_row(endpoint.name, clients, texts, rounds, tokens)
+            for endpoint, rounds in zip(embeddings, made, strict=True)
+        ]
+    )
+
+
+def _said(rows: list[Row]) -> list[Row]:
+    """The same rows, told at once: a run that is cut short has then said what it found."""
+    for row in rows:
+        typer.echo(f"  {row.server}: {row.throughput:,.0f} tokens/s", err=True)
+    return rows
 
 
 def _gaps(current: Contest, chats: Sequence[Endpoint]) -> list[GapRow]:
