@@ -110,8 +110,13 @@ def _batches(plan: Plan, sliding_window: int | None, query_1HRD: Tensor) -> _Bat
         if len(group) > 1:
             end = min(plan.store.max_length, start + -(-(end - start) // _ALIGNED) * _ALIGNED)
             mask = _mask([rows[row] for row in queries.tolist()], back, start, end, dtype).to(device)
-        batches.append(_Batch(first, last, start, end, queries.to(device), mask))
-    return _Batches(tuple(batches), offsets.to(device))
+        batches.append(_Batch(first, last, start, end, _unless_in_order(queries, len(rows), device), mask))
+    return _Batches(tuple(batches), _unless_in_order(offsets, at, device))
+
+
+def _unless_in_order(indices: Tensor, count: int, device: torch.device) -> Tensor | None:
+    """None where the indices pick all of ``count`` things as they stand."""
+    return None if indices.tolist() == list(range(count)) else indices.to(device)
 
 
 def neighbours(rows: Sequence[Segment], back: int | None, call: int) -> list[list[int]]:

@@ -46,7 +46,9 @@ from gritkit.plan import Plan, Segment
 from gritkit.rope import Rope
 
 PREFILL_CHUNK = 512
-"""Prompt tokens of one step; bounds how long decoding rows wait for a joining one."""
+"""Prompt tokens of one step beside decoding rows; bounds how long they wait for a joining one."""
+_ALONE = 4
+"""So many times as many where no row decodes, and nobody waits for a token."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +316,7 @@ class Decoder:
     def _choose(self) -> list[tuple[int, int]]:
         """(row, tokens to feed): one of every decoding row, then prompts within the budget, oldest first."""
         decoding = [(number, 1) for number, row in self._rows.items() if row.produced]
-        budget = self._prefill_chunk
+        budget = self._prefill_chunk * (1 if decoding else _ALONE)
         joining = []
         for number, row in self._rows.items():
             if not row.produced and budget > 0:

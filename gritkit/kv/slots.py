@@ -6,7 +6,7 @@ what the slot already holds and reads the whole of it, so rows of any length dec
 This module knows nothing about requests, sampling or models; a layer's buffer takes its shape, dtype and device from
 the first keys that the layer writes, so models spread over several devices need no extra word.
 
-Shapes: S slots, G key-value heads, M tokens a slot holds, D head size.
+Shapes: S slots, G key-value heads, M tokens a slot holds, D head size, N tokens that are written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from gritkit.plan import Plan
 
 
 class SlotStore:
-    """Preallocated keys and values [S, G, M + 1, D] per layer, keys rotated at their true positions."""
+    """Preallocated keys and values [S, M + 1, G, D] per layer, keys rotated at their true positions.
+
+    A token's heads lie together: writing one token of every row is one copy of a few rows.
+    """
 
     def __init__(self, num_slots: int, max_length: int) -> None:
         self.num_slots = num_slots
@@ -60,8 +63,8 @@ class SlotStore:
     def copy(self, source: int, slot: int, length: int) -> None:
         """The first ``length`` tokens of one slot into another, in every layer that has written anything."""
         for keys, values in self._buffers.values():
-            keys[slot, :, :length] = keys[source, :, :length]
-            values[slot, :, :length] = values[source, :, :length]
+            keys[slot, :length] = keys[source, :length]
+            values[slot, :length] = values[source, :length]
 
     def release(self, slot: int) -> None:
         """Give a slot back; its contents are overwritten later: nothing past a row's length is ever read."""
@@ -85,8 +88,9 @@ class SlotStore:
         decoding = plan.num_decoding
         if decoding:
             slots, places = plan.decoding_places(keys.device)
-            keys[slots, :, places] = key_1GTD[0, :, :decoding].transpose(0, 1)
-            values[slots, :, places] = value_1GTD[0, :, :decoding].transpose(0, 1)
+            rows = plan.kept(("rows of slots", keys.device), lambda: slots * keys.shape[1] + places)
+            for buffer, new_1GTD in ((keys, key_1GTD), (values, value_1GTD)):
+                buffer.view(-1, *buffer.shape[2:]).index_copy_(0, rows, new_1GTD[0, :, :decoding].transpose(0, 1))
         for segment in plan.segments[decoding:]:
             if segment.slot is not None:
                 new = slice(segment.start, segment.end)
@@ -99,23 +103,23 @@ class SlotStore:
         end = at + keys_GND.shape[1]
         if end > self.max_length:
             raise InputError(f"a slot holds {self.max_length} tokens and {end} are needed")
-        keys[slot, :, at:end] = keys_GND
-        values[slot, :, at:end] = values_GND
+        keys[slot, at:end] = keys_GND.transpose(0, 1)
+        values[slot, at:end] = values_GND.transpose(0, 1)
 
     def get(self, layer: int, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         return self.get_many(layer, slot, slot + 1, start, end)
 
     def get_many(self, layer: int, first: int, last: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         keys, values = self._buffers[layer]
-        return keys[first:last, :, start:end], values[first:last, :, start:end]
+        return keys[first:last, start:end].transpose(1, 2), values[first:last, start:end].transpose(1, 2)
 
     def _of(self, layer: int, key_1GTD: Tensor, value_1GTD: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._buffers:
             (_, heads, _, size), value_size = key_1GTD.shape, value_1GTD.shape[3]
             places = self.scratch + 1
             self._buffers[layer] = (
-                _zeros(key_1GTD, self.num_slots, heads, places, size),
-                _zeros(value_1GTD, self.num_slots, heads, places, value_size),
+                _zeros(key_1GTD, self.num_slots, places, heads, size),
+                _zeros(value_1GTD, self.num_slots, places, heads, value_size),
             )
         return self._buffers[layer]
 
