@@ -256,9 +256,11 @@ def test_a_failing_pass_ends_its_requests_and_not_the_engine(caplog: pytest.LogC
             handle = model.lm.get_decoder().register_forward_pre_hook(fail)
             running = one.generate(request(model, TEXTS[0], 400))
             waiting = one.generate(request(model, TEXTS[1], 3))
+            events = running.__aiter__()
+            await anext(events)
+            broken.set()
             with pytest.raises(EngineFailed, match="RuntimeError"):
-                async for _ in running:
-                    broken.set()
+                await running.result()
             await until(lambda: one.state == "failed")
             with pytest.raises(NotServing, match="failed"):
                 one.generate(request(model, TEXTS[0]))
