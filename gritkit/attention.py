@@ -78,8 +78,8 @@ def attend(
     if not isinstance(layer, int):
         raise UnsupportedModelError(f"{type(module).__name__} does not know which layer it is, and plans need it")
     plan.layers_run[layer] = sliding_window
-    if query_1HTD.is_cuda and torch.is_autocast_enabled("cuda"):
-        # rotary positions give fp32 back to a stream that is fp32, which the varlen kernels do not take
+    if query_1HTD.is_cuda and query_1HTD.dtype == torch.float32 and torch.is_autocast_enabled("cuda"):
+        # rotary positions make queries and keys fp32 again, which the varlen kernels do not take
         narrow = torch.get_autocast_dtype("cuda")
         query_1HTD, key_1GTD, value_1GTD = (x.to(narrow) for x in (query_1HTD, key_1GTD, value_1GTD))
     if plan.key_hook is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +45,10 @@ class _Pass:
 class CapturedSteps:
     """The captured passes of one decoder, whose model keeps its weights where they are."""
 
-    def __init__(self, backbone: Backbone, store: SlotStore, capture: Capture | None = None) -> None:
+    def __init__(self, backbone: Backbone, store: SlotStore, capture: Capture) -> None:
         self._backbone = backbone
         self._store = store
-        self._capture = capture or Graphs()
+        self._capture = capture
         self._passes: dict[tuple[int, int], _Pass] = {}
         self._asked: Counter[tuple[int, int]] = Counter()
         self._refused = False
@@ -104,12 +104,23 @@ class CapturedSteps:
 
 
 class Graphs:
-    """Captures CUDA graphs, which share their memory: one runs at a time."""
+    """Captures CUDA graphs of one device, which share their memory: one runs at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool: Any = None
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
+        with torch.cuda.device(self._device):  # what is captured, and in which order it runs, is of the current device
+            graph, result = self._captured(run)
+
+        def replay() -> None:
+            with torch.cuda.device(self._device):
+                graph.replay()
+
+        return replay, result
+
+    def _captured(self, run: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries make their workspaces at the first use, which cannot be captured
@@ -120,7 +131,18 @@ class Graphs:
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = run()
         self._pool = self._pool or graph.pool()
-        return graph.replay, result
+        return graph, result
+
+
+def captured_steps(backbone: Backbone, store: SlotStore) -> CapturedSteps | None:
+    """Those of a model that lies on one GPU as a whole; None for any other."""
+    gpu = one_gpu({parameter.device for parameter in backbone.lm.parameters()})
+    return None if gpu is None else CapturedSteps(backbone, store, Graphs(gpu))
+
+
+def one_gpu(devices: Collection[torch.device]) -> torch.device | None:
+    """The one device that there is, where it is a GPU: what runs elsewhere would be left out of a graph unnoticed."""
+    return next(iter(devices)) if len(devices) == 1 and all(device.type == "cuda" for device in devices) else None
 
 
 def _bucket(needed: int, least: int, most: int) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gritkit.backbone import Backbone
 from gritkit.errors import GenerationError, GritkitError, InputError, UnsupportedModelError
-from gritkit.generation.captured import CapturedSteps
+from gritkit.generation.captured import captured_steps
 from gritkit.generation.logprobs import Logprobs
 from gritkit.generation.params import (
     Completion,
@@ -166,7 +166,7 @@ class Decoder:
         self._rope = rope
         self._prefill_chunk = prefill_chunk
         self._store = SlotStore(num_slots, min(max_length, backbone.context_length))
-        self._captured = CapturedSteps(backbone, self._store) if backbone.device.type == "cuda" else None
+        self._captured = captured_steps(backbone, self._store)
         self._rows: dict[int, _Row] = {}
         self._next = 0
 

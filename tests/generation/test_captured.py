@@ -104,3 +104,11 @@ def test_a_model_that_cannot_be_captured_decodes_all_the_same(
     (done,) = [event.completion for event in rows.run() if isinstance(event, Finished)]
     assert done == model.generate([request])[0]
     assert caplog.text.count("cannot be captured") == 1
+
+
+def test_only_a_model_on_one_gpu_is_captured() -> None:
+    first, second, cpu = map(torch.device, ("cuda:0", "cuda:1", "cpu"))
+    assert captured.one_gpu({second}) == second
+    for devices in ({cpu}, {first, second}, {first, cpu}):
+        assert captured.one_gpu(devices) is None
+    assert captured.captured_steps(Backbone(shared_model("llama").lm), SlotStore(1, PLACES)) is None

@@ -107,6 +107,29 @@ def test_prompts_in_chunks_of_any_size(models: Any, name: str, chunk: int) -> No
     assert run(decoder(model, prefill_chunk=chunk), requests) == expected
 
 
+def test_a_long_prompt_is_read_in_small_pieces_only_where_a_row_waits(
+    models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models("llama")
+    rows = decoder(model, num_slots=2, prefill_chunk=3)
+    fed: list[int] = []
+    logits = rows._backbone.logits
+
+    def tap(ids: Tensor, positions: Tensor, plan: Any, keep: Tensor) -> Tensor:
+        fed.append(len(ids))
+        return logits(ids, positions, plan, keep)
+
+    monkeypatch.setattr(rows._backbone, "logits", tap)
+    first, second = (request(prompt, max_new_tokens=20) for prompt in prompts((13, 7)))
+    rows.join(first)
+    rows.step()
+    rows.step()
+    rows.join(second)
+    for _ in range(4):
+        rows.step()
+    assert fed == [12, 1, 1 + 3, 1 + 3, 1 + 1, 2]
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_joining_and_leaving_in_any_order(models: Any, name: str) -> None:
     """Three slots, many rows, greedy and sampled: each as though alone, whoever came and went beside it."""

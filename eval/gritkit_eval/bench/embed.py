@@ -97,7 +97,7 @@ def _compare(
     if default.missing:
         rows_of_missing = [[dtype, default.contestant.name, f"skipped: no {default.missing}", "", "", ""]]
     else:
-        running += [default, _best(options, device, peer)]
+        running += [default, _best(options, peer)]
     try:
         timings = interleave(running, rounds)
         for each in running:
@@ -113,11 +113,11 @@ def _compare(
     return _rows(dtype, timings, vectors, num_tokens) + rows_of_missing
 
 
-def _best(options: dict[str, str], device: str, peer: dict[str, str]) -> Running:
+def _best(options: dict[str, str], peer: dict[str, str]) -> Running:
     """sentence-transformers at the batch size that is fastest here, by one run each after a warm-up."""
     worker = "embed_sentence_transformers.py"
     trial = Running(Contestant("sentence-transformers", worker, options, **peer))
-    best = fastest(trial, [{**options, "batch_size": size} for size in _BATCH_SIZES[device]])
+    best = fastest(trial, [{**options, "batch_size": size} for size in _BATCH_SIZES[options["device"]]])
     trial.close()
     return Running(Contestant(f"sentence-transformers, batch_size={best['batch_size']}", worker, best, **peer))
 
