@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gritkit import GritModel
 from gritkit.errors import GritkitError, InputError
-from gritkit_eval.bench.embed import _choose, _compare, _rows, make_model
+from gritkit_eval.bench.embed import _choose, _compare, _rows, make_model, run
 from gritkit_eval.bench.harness import Timing
 
 # A Python with the standard library alone, that still finds the worker's neighbour.
@@ -61,3 +62,25 @@ def test_gritkit_alone_when_the_peer_is_missing(tmp_path: Path) -> None:
     assert rows[1][2].startswith("skipped: no ")
     assert versions["gritkit"]
     assert GritModel.from_pretrained(tmp_path / "model").embed(texts).shape == (2, 256)
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "message"),
+    [("9B", "cpu", "size='9B' is not one of 6M"), ("6M", "tpu", "device='tpu' is not one of cpu, cuda")],
+)
+def test_a_size_or_a_device_that_there_is_not(tmp_path: Path, size: str, device: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_model(tmp_path / "model", ["a"], size, device)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_dtype_that_there_is_not() -> None:
+    options = {"texts": None, "num": 10, "rounds": 1, "size": "6M", "device": "cpu", "peer_python": None, "command": ""}
+    with pytest.raises(InputError, match="dtype='int9' is not one of float32, bfloat16"):
+        run(**options, dtypes=["float32", "int9"])  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="torch sees no GPU"):
+        make_model(tmp_path / "model", ["a"], "6M", "cuda")

@@ -14,7 +14,7 @@ import json
 import random
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +47,12 @@ def run(
 ) -> str:
     """The section for the results file; ``command`` makes the same.
 
-    Raises GritkitError where contestants disagree on the vectors.
+    Raises:
+        InputError: for a size, dtype or device that there is not.
+        GritkitError: where contestants disagree on the vectors.
     """
-    for name, given, known in (
-        ("size", (size,), list(_SIZES)), ("dtype", dtypes, list(_TOLERANCE)), ("device", (device,), list(_BATCH_SIZES)),
-    ):  # fmt: skip
-        if unknown := [one for one in given if one not in known]:
-            raise InputError(f"{name}={unknown[0]!r} is not one of {', '.join(known)}")
+    for dtype in dtypes:
+        check_known("dtype", dtype, _TOLERANCE)
     chosen = _choose(texts, num)
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -76,6 +75,21 @@ def run(
         + f"\n\n{described(profiles)}"
     )
     return section(title_of("bench embed", device), command, versions, body)
+
+
+def check_known(what: str, given: str, known: Collection[str]) -> None:
+    """Raises InputError for what is not among the known."""
+    if given not in known:
+        raise InputError(f"{what}={given!r} is not one of {', '.join(known)}")
+
+
+def check_device(device: str) -> None:
+    """Raises InputError for a device that no benchmark knows, or that is not there."""
+    import torch
+
+    check_known("device", device, _BATCH_SIZES)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device='cuda': torch sees no GPU on this machine")
 
 
 def _compare(
@@ -179,8 +193,10 @@ def docstrings() -> Iterator[str]:
 def make_model(folder: Path, texts: list[str], size: str, device: str = "cpu") -> int:
     """A random model with a tokenizer trained on the texts, saved for both contestants. Returns the texts' tokens.
 
-    Made on the device; on a GPU, where models are large, in bfloat16.
+    Made on the device; on a GPU, where models are large, in bfloat16. Raises InputError for an unknown size or device.
     """
+    check_known("size", size, _SIZES)
+    check_device(device)
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedTokenizerFast

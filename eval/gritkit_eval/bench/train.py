@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gritkit_eval.bench import train_memory
+from gritkit_eval.bench.embed import check_device
 from gritkit_eval.bench.harness import Contestant, Running, Timing, fastest, interleave
 from gritkit_eval.bench.report import machine, section, table, title_of
 from gritkit_eval.bench.train_material import batch_of, choose, described, num_tokens, part_of, save_model
@@ -244,7 +245,8 @@ class _Run:
 
 
 def run(settings: Settings) -> Report:
-    """The whole benchmark. Raises GritkitError where contestants do not make the same step."""
+    """The whole benchmark. Raises GritkitError where steps differ, InputError where there is no such device."""
+    check_device(settings.device)
     with tempfile.TemporaryDirectory() as name:
         this = _Run(Path(name), settings)
         about, vocabulary = this.prepare()
