@@ -84,3 +84,12 @@ def test_other_files_are_where_the_compose_file_says() -> None:
     assert all((DEPLOY / path).exists() for path in mounted)
     prometheus = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     assert prometheus["scrape_configs"][0]["static_configs"][0]["targets"] == ["gritkit:8000"]
+
+
+def test_what_the_container_copies_is_let_into_its_context() -> None:
+    ignored, *admitted = (
+        line for line in (DEPLOY.parents[1] / ".dockerignore").read_text().splitlines() if line[:1] not in ("", "#")
+    )
+    copies = re.findall(r"^COPY (.*) \S+$", (DEPLOY / "Containerfile").read_text(), flags=re.MULTILINE)
+    assert ignored == "*"
+    assert {f"!{source}" for copy in copies for source in copy.split()} == {one for one in admitted if one[0] == "!"}
