@@ -302,8 +302,7 @@ class Decoder:
             return [self._fail(number, failure)]
 
     def _poisoned(self, number: int) -> Failed:
-        """The end of a row whose logits are no numbers; its key-values, which are none either, are not left behind."""
-        self._store.wipe(self._rows[number].slot)
+        """The end of a row whose logits are no numbers; its key-values are none either."""
         count = len(self._rows[number].produced)
         error = GenerationError(f"the model's logits after {count} tokens of the answer are not finite")
         return self._fail(number, error)
@@ -358,8 +357,13 @@ class Decoder:
         return Failed(number, error)
 
     def _remove(self, number: int, *, keep: bool) -> _Row:
-        """Free a row's slot; ``keep``: prompts that begin as it does may start from what it holds."""
+        """Free a row's slot; ``keep``: prompts that begin as it does may start from what it holds.
+
+        What nobody may start from is wiped: no logits have shown yet that it is numbers, or they have shown that it is not.
+        """
         row = self._rows.pop(number)
+        if not keep or not row.produced:
+            self._store.wipe(row.slot, row.request.num_laid + len(row.request.prompt_ids) + len(row.produced))
         self._store.release(row.slot)
         if self._free is not None:
             self._free.left(row.slot, row.held if keep else None)

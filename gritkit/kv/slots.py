@@ -67,17 +67,17 @@ class SlotStore:
             values[slot, :length] = values[source, :length]
 
     def release(self, slot: int) -> None:
-        """Give a slot back; its contents are overwritten later: nothing past a row's length is ever read."""
+        """Give a slot back; its contents are overwritten later, and nothing past a row's length has a weight until then."""
         if slot in self._free or not 0 <= slot < self.num_slots:
             raise InputError(f"slot {slot} is not taken")
         self._free.append(slot)
 
     @torch.inference_mode()
-    def wipe(self, slot: int) -> None:
-        """Zero a slot in every layer. What is masked out is read all the same, and must be a number."""
+    def wipe(self, slot: int, length: int) -> None:
+        """Zero a slot's first tokens in every layer. What is masked out is read all the same, and must be a number."""
         for buffers in self._buffers.values():
             for buffer in buffers:
-                buffer[slot].zero_()
+                buffer[slot, :length].zero_()
 
     @torch.inference_mode()  # the first writer's mode would otherwise decide who may write after it
     def put(self, layer: int, plan: Plan, key_1GTD: Tensor, value_1GTD: Tensor) -> None:

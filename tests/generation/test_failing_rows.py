@@ -194,6 +194,22 @@ def test_a_row_whose_logits_are_no_numbers_fails_and_leaves_none_behind(prefill_
     assert ends(list(rows.run())) == {again: expected[-1]}
 
 
+def test_one_that_leaves_before_its_logits_could_tell_leaves_none_behind_either() -> None:
+    model = grit_model()
+    expected = alone(model, BEGINNING)
+    bad = poisoned(model)
+    rows = decoder(model, prefill_chunk=2, share_prefixes=True)
+    leaving = rows.join(request([*([bad] * 40), 44]))
+    for _ in range(3):
+        rows.step()
+    assert rows._store.get(0, rows._rows[leaving].slot, 0, 24)[0].isnan().all()
+    rows.leave(leaving)
+    for layer, slot in itertools.product(range(model.config.num_hidden_layers), range(3)):
+        assert all(buffer.isfinite().all() for buffer in rows._store.get(layer, slot, 0, 64))
+    again = rows.join(request(BEGINNING))
+    assert ends(list(rows.run())) == {again: expected}
+
+
 def test_logits_that_become_no_numbers_while_it_decodes() -> None:
     """Its slot is poisoned between two steps: after so many tokens, the next one is a failure and no token."""
     model = grit_model()

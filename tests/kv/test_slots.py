@@ -113,13 +113,14 @@ def test_slots_take_the_memory_that_was_written_to() -> None:
     assert resident() - before > 4 << 20
 
 
-def test_a_wiped_slot_is_zero_in_every_layer_and_its_neighbours_are_not() -> None:
+def test_what_was_wiped_of_a_slot_is_zero_in_every_layer_and_its_neighbours_are_not() -> None:
     store = SlotStore(2, 4)
     for layer in (0, 1):
         for slot in (0, 1):
             store.write(layer, slot, 0, *(torch.full_like(x[0], float("nan")) for x in heads(4)))
-    store.wipe(0)
+    store.wipe(0, 3)
     for layer in (0, 1):
-        for held in store.get_many(layer, 0, 2, 0, 4):
-            assert not held[0].any()
+        for held in store.get_many(layer, 0, 2, 0, 4):  # [slots, heads, tokens, size]
+            assert not held[0, :, :3].any()
+            assert held[0, :, 3].isnan().all()
             assert held[1].isnan().all()
