@@ -359,7 +359,7 @@ class Decoder:
     def _remove(self, number: int, *, keep: bool) -> _Row:
         """Free a row's slot; ``keep``: prompts that begin as it does may start from what it holds.
 
-        What nobody may start from is wiped: no logits have shown yet that it is numbers, or they have shown that it is not.
+        What nobody may start from is wiped: its logits have not shown yet that it is numbers, or that it is not.
         """
         row = self._rows.pop(number)
         if not keep or not row.produced:

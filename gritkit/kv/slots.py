@@ -67,7 +67,7 @@ class SlotStore:
             values[slot, :length] = values[source, :length]
 
     def release(self, slot: int) -> None:
-        """Give a slot back; its contents are overwritten later, and nothing past a row's length has a weight until then."""
+        """Give a slot back; its contents are overwritten later; nothing past a row's length has any weight."""
         if slot in self._free or not 0 <= slot < self.num_slots:
             raise InputError(f"slot {slot} is not taken")
         self._free.append(slot)
