@@ -5,49 +5,70 @@ This module knows nothing about HTTP or about which fields there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SHOWN = 5
 """Fields that one message speaks of."""
+READ = 1000
+"""Findings that are looked at: a body of a few KB can have tens of thousands, and nobody reads them."""
 VALUE_CHARS = 60
+
+_Path = tuple[str | int, ...]
 
 
 def explain(findings: Sequence[Any], body: Any) -> tuple[str, str | None]:
     """(the message, the path of the first field) of the errors of a ``RequestValidationError``."""
-    by_path: dict[str, list[Mapping[str, Any]]] = {}
-    for finding in findings:
+    by_path: dict[_Path, list[Mapping[str, Any]]] = {}
+    for finding in findings[:READ]:
         if finding["type"] == "json_invalid":
             reason = finding.get("ctx", {}).get("error", finding["msg"])
             return f"the body is not valid JSON: {reason} at character {finding['loc'][-1]}", None
         by_path.setdefault(_path(finding, body), []).append(finding)
     # A union reports every alternative that failed; the deepest path is the one that the caller meant.
-    paths = [path for path in by_path if not any(_inside(other, path) for other in by_path)]
-    lines = [_line(path, by_path[path]) for path in paths[:SHOWN]]
+    holders = _holders(by_path)
+    paths = [path for path in by_path if path not in holders]
+    lines = [_line(_written(path), by_path[path]) for path in paths[:SHOWN]]
     if len(paths) > SHOWN:
-        lines.append(f"and {len(paths) - SHOWN} more")
-    return "; ".join(lines), paths[0] or None
+        lines.append(f"and {'at least ' if len(findings) > READ else ''}{len(paths) - SHOWN} more")
+    return "; ".join(lines), _written(paths[0]) or None
 
 
-def _path(finding: Mapping[str, Any], body: Any) -> str:
-    """``messages[0].role`` out of ("body", "messages", 0, "UserMessage", "role"): the steps that are in the body, and
-    the field that is missing."""
+def _path(finding: Mapping[str, Any], body: Any) -> _Path:
+    """The steps of ``messages[0].role`` out of ("body", "messages", 0, "UserMessage", "role"): those that are in the
+    body, and the field that is missing."""
     where, *steps = finding["loc"]
     if where != "body":
-        return ".".join(str(step) for step in steps)
-    path, at = "", body
+        return tuple(str(step) for step in steps)
+    path: list[str | int] = []
+    at = body
     for index, step in enumerate(steps):
-        if isinstance(at, dict) and step in at:
-            path, at = f"{path}.{step}" if path else str(step), at[step]
-        elif isinstance(at, list) and isinstance(step, int) and step < len(at):
-            path, at = f"{path}[{step}]", at[step]
+        if (isinstance(at, dict) and step in at) or (isinstance(at, list) and _is_index(step, at)):
+            path.append(step)
+            at = at[step]
         elif finding["type"] == "missing" and index == len(steps) - 1:
-            path = f"{path}.{step}" if path else step
-    return path
+            path.append(step)
+    return tuple(path)
 
 
-def _inside(path: str, other: str) -> bool:
-    return path != other and path.startswith(other) and (not other or path[len(other)] in ".[")
+def _is_index(step: object, items: Sequence[Any]) -> bool:
+    return isinstance(step, int) and step < len(items)
+
+
+def _holders(paths: Iterable[_Path]) -> set[_Path]:
+    """Every path that another one goes on from; as many steps as there are, each looked at once."""
+    holders: set[_Path] = set()
+    for path in paths:
+        for length in reversed(range(len(path))):
+            if path[:length] in holders:
+                break  # and what that one goes on from
+            holders.add(path[:length])
+    return holders
+
+
+def _written(path: _Path) -> str:
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return "".join(steps).removeprefix(".")
 
 
 def _line(path: str, findings: Sequence[Mapping[str, Any]]) -> str:

@@ -20,11 +20,13 @@ from gritkit_serve.app import create_app
 from gritkit_serve.engine import EngineFailed, NotServing, Overloaded
 from gritkit_serve.errors import MAX_MESSAGE, ConflictError, HttpError, NotFoundError, ParameterError, event_of
 from gritkit_serve.service import Service
+from gritkit_serve.validation import SHOWN, explain
 from tests.serve.serving import Running, serving
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
+UNKNOWN = "this server does not know it, and ignores nothing silently"
 SECRET = "what the user typed"
 
 
@@ -168,6 +170,41 @@ def test_a_field_that_cannot_be_used_is_named_with_its_value(
     assert message in error["message"]
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
     assert len(error["message"]) < 300
+
+
+def test_however_many_fields_are_wrong_few_are_looked_at(failing: Running) -> None:
+    """Each of these bodies took minutes when every wrong field was compared with every other."""
+    turns, fields = {"turns": [{}] * 20_000}, {f"{'a.' * 30}{n}": n for n in range(30_000)}
+    with failing.client() as client:
+        for body, first, more in ((turns, "turns[0].role", 995), (fields, "turns", 995)):
+            error = client.post("/things", json=body).json()["error"]
+            assert error["param"] == first
+            assert error["message"].endswith(f"; and at least {more} more")
+            assert error["message"].count("; ") == SHOWN
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/v1/chat/completions", {"messages": [{}] * 20_000}, "messages[0].role is missing; messages[0].content is"),
+        ("/tokenize", {"messages": [{}] * 20_000}, "messages[0].role is missing; messages[0].content is"),
+        ("/v1/rerank", {"query": "a", "documents": [{}] * 20_000}, 'documents[0]={0 fields} must be a text or {"text"'),
+    ],
+)
+def test_of_a_long_list_the_first_bad_item_is_named_alone(failing: Running, path: str, body: Any, said: str) -> None:
+    with failing.client() as client:
+        answer = client.post(path, json=body)
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert message.startswith(said)
+    assert "[1]" not in message
+
+
+def test_names_of_fields_may_hold_dots() -> None:
+    """What a field is called is no path: its 5 million dots are 5 million levels to nobody."""
+    name = "." * 5_000_000
+    findings = [{"type": "extra_forbidden", "loc": ("body", name)}, {"type": "missing", "loc": ("body", "a")}]
+    assert explain(findings, {name: 1}) == (f"unknown field {name!r}: {UNKNOWN}; a is missing", name)
 
 
 def test_no_such_route_and_no_such_method(failing: Running) -> None:

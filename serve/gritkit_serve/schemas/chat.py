@@ -49,7 +49,7 @@ class TextPart(Body):
     text: Text
 
 
-Content = Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
+Content = Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024, fail_fast=True)]
 
 
 def _known_role(role: object) -> object:
@@ -133,7 +133,7 @@ Kb = Annotated[
 class ChatRequest(ModelField, Sampling):
     """What an assistant is to answer."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="Tokens of the answer; 1024 by default, or as this server is set; 256 with kb."
     )

@@ -94,7 +94,7 @@ class NewDocument(Body):
 class NewDocuments(Body):
     """Documents to be added, and unchanged ones to be passed over."""
 
-    documents: Annotated[list[NewDocument], Field(min_length=1)]
+    documents: Annotated[list[NewDocument], Field(min_length=1, fail_fast=True)]
 
     def check(self, settings: Settings) -> None:
         """Raises ParameterError for more of them than this server takes at once."""
@@ -104,7 +104,7 @@ class NewDocuments(Body):
 class DocumentIds(Body):
     """Documents to be deleted."""
 
-    ids: Annotated[list[DocumentId], Field(min_length=1)]
+    ids: Annotated[list[DocumentId], Field(min_length=1, fail_fast=True)]
 
     def check(self, settings: Settings) -> None:
         """Raises ParameterError for more of them than this server takes at once."""

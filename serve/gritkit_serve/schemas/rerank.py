@@ -36,7 +36,9 @@ class RerankRequest(ModelField, WithoutEffect):
     """What is to be ordered."""
 
     query: Text
-    documents: Annotated[list[Annotated[Text | DocumentText, either('a text or {"text": ...}')]], Field(min_length=1)]
+    documents: Annotated[
+        list[Annotated[Text | DocumentText, either('a text or {"text": ...}')]], Field(min_length=1, fail_fast=True)
+    ]
     top_n: Annotated[Whole, Field(ge=1)] | None = Field(None, description="Return only the best.")
     return_documents: bool | None = Field(None, description="Repeat the documents in the results.")
     max_tokens_per_doc: Annotated[Whole, Field(ge=1)] | None = Field(

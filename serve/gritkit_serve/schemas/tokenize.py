@@ -20,7 +20,7 @@ class TokenizeRequest(ModelField):
     """A text, or a conversation."""
 
     text: Text | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = Field(
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="A conversation, up to where the assistant is to speak."
     )
     add_special_tokens: bool | None = Field(
