@@ -59,5 +59,36 @@ def test_a_rest_is_no_escape_from_what_was_spent() -> None:
     assert share.next({"a", "b"}) == "a"
 
 
+def test_rest_while_nobody_else_works_saves_nothing_up_either() -> None:
+    """One kind alone, then another alone, which starts when nobody is left to be level with; then both."""
+    share = FairShare(KINDS)
+    for _ in range(100):
+        assert share.next({"a"}) == "a"
+        share.spent("a", 1.0)
+    assert share.next({"b"}) == "b"
+    share.spent("b", 0.5)
+    turns = []
+    for _ in range(10):
+        kind = share.next({"a", "b"})
+        assert kind is not None
+        turns.append(kind)
+        share.spent(kind, 1.0)
+    assert turns.count("a") == 5
+
+
+@given(st.lists(st.tuples(st.sets(st.sampled_from(KINDS)), st.integers(1, 20)), max_size=20))
+def test_a_wait_is_bounded_whoever_comes_and_goes(phases: list[tuple[set[str], int]]) -> None:
+    """With turns of one length: at most two of each other kind pass before who goes on wanting has its own."""
+    share = FairShare(KINDS)
+    waited = dict.fromkeys(KINDS, 0)
+    for wanting in (wanting for wanting, turns in phases for _ in range(turns)):
+        turn = share.next(sorted(wanting))
+        for kind in KINDS:
+            waited[kind] = waited[kind] + 1 if kind in wanting and kind != turn else 0
+        if turn is not None:
+            share.spent(turn, 1.0)
+        assert max(waited.values()) <= 2 * (len(KINDS) - 1)
+
+
 def test_nobody_wants() -> None:
     assert FairShare(KINDS).next(()) is None
