@@ -1,7 +1,8 @@
 """The application: routes, and around them the layers that every request passes, the first one first.
 
-    Observing     an id, a line in the log, metrics, and an end for what nothing else has caught
-    CORS          answers browsers' questions, where origins are allowed
+    Observing     an id, a line in the log, metrics
+    CORS          answers browsers' questions, where origins are allowed; every answer from further in passes it
+    Ending        answers what those below refuse, and what nothing else has caught
     Guard         API key; without one, this machine only
     Admission     how many requests at once and for how long; nothing more once the server drains
     BodyLimits    size, time, form of the body; cancels the route when its client leaves
@@ -22,7 +23,7 @@ from gritkit import __version__
 from gritkit_serve import errors
 from gritkit_serve.admission import Admission
 from gritkit_serve.limits import BodyLimits
-from gritkit_serve.observing import Observing
+from gritkit_serve.observing import Ending, Observing
 from gritkit_serve.openapi import DescribedApp
 from gritkit_serve.routes import (
     chat,
@@ -79,13 +80,14 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(
         Guard, api_keys=settings.api_keys, allow_origins=settings.allow_origins, public=_matching(PUBLIC)
     )  # fmt: skip
+    app.add_middleware(Ending, log_prompts=settings.log_prompts)
     if settings.allow_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.allow_origins, allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("Authorization", "Content-Type", "X-API-Key", "X-Request-ID"),
             expose_headers=("X-Request-ID", "Retry-After"),
         )  # fmt: skip
-    app.add_middleware(Observing, metrics=service.metrics, log_prompts=settings.log_prompts)
+    app.add_middleware(Observing, metrics=service.metrics)
     return app
 
 

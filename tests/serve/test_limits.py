@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 
 from gritkit_serve import errors
 from gritkit_serve.limits import BodyLimits
-from gritkit_serve.observing import Observing
+from gritkit_serve.observing import Ending, Observing
 from gritkit_serve.service import CallDep, Service
 from gritkit_serve.settings import Settings
 from tests.serve.serving import PATIENCE_S, Running, rest, serving
@@ -77,7 +77,8 @@ def app_of(watched: Watched) -> Any:
 
         errors.install(app)
         app.add_middleware(BodyLimits, settings=service.settings, takes_files=lambda path: path.startswith("/files"))
-        app.add_middleware(Observing, metrics=service.metrics, log_prompts=False)
+        app.add_middleware(Ending, log_prompts=False)
+        app.add_middleware(Observing, metrics=service.metrics)
         return app
 
     return make

@@ -183,3 +183,66 @@ def test_pages_of_this_machine_and_allowed_ones_can(local: Running) -> None:
     assert allowed.headers["access-control-allow-origin"] == PAGE
     assert "access-control-allow-credentials" not in allowed.headers
     assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, PAGE)
+
+
+# -- what pages can read -----------------------------------------------------------------------------------------------
+
+
+def with_defect(service: Service) -> FastAPI:
+    app = with_salt(service)
+
+    @app.get("/defect")
+    async def defect() -> None:
+        raise ZeroDivisionError
+
+    return app
+
+
+@pytest.fixture(scope="module")
+def allowed() -> Iterator[Running]:
+    settings = Settings(api_keys=(KEY,), allow_origins=(PAGE,), max_body_bytes=100)
+    with serving(None, settings=settings, app=with_defect) as running:
+        yield running
+
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "path", "given"),
+    [
+        (401, "GET", "/salt", {"headers": {"authorization": "Bearer wrong"}}),
+        (404, "GET", "/nothing", {}),
+        (413, "POST", "/salt", {"json": "x" * 200}),
+        (415, "POST", "/salt", {"content": b"x"}),
+        (400, "POST", "/salt", {"content": b"{", "headers": JSON}),
+        (500, "GET", "/defect", {}),
+    ],
+)
+def test_an_allowed_page_can_read_why_it_is_refused(
+    allowed: Running, status: int, method: str, path: str, given: Any
+) -> None:
+    headers = {"authorization": f"Bearer {KEY}", "origin": PAGE, **given.get("headers", {})}
+    with allowed.client() as client:
+        answer = client.request(method, path, **{**given, "headers": headers})
+    assert answer.status_code == status
+    assert_readable(answer)
+
+
+@pytest.mark.parametrize(("status", "gate"), [(503, {"closed": True}), (429, {"inside": 1 << 20})])
+def test_an_allowed_page_can_read_that_it_is_to_wait(
+    allowed: Running, status: int, gate: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in gate.items():
+        monkeypatch.setattr(allowed.service.gate, name, value)
+    with allowed.client() as client:
+        answer = client.get("/salt", headers={"authorization": f"Bearer {KEY}", "origin": PAGE})
+    assert (answer.status_code, "retry-after" in answer.headers) == (status, True)
+    assert_readable(answer)
+
+
+def assert_readable(answer: httpx.Response) -> None:
+    assert set(answer.json()) == {"error"}
+    assert answer.headers["access-control-allow-origin"] == PAGE
+    assert "Retry-After" in answer.headers["access-control-expose-headers"]
+    assert answer.headers["x-request-id"]
