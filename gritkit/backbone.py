@@ -27,7 +27,8 @@ from gritkit.plan import Plan, Segment, WindowRule
 from gritkit.rope import DeferredRotation, Rope
 
 Run = Callable[[Callable[[], Any]], Any]
-"""Runs a forward pass, in this thread or another, and returns what it returned or raises what it raised."""
+"""Runs a forward pass, in this thread or another, and returns what it returned or raises what it raised. One that asks
+for passes of its own is given them at once, in the thread that it runs in."""
 
 
 class Backbone:
@@ -160,7 +161,8 @@ class Backbone:
         )
         if ids_T.is_cuda:
             forward = functools.partial(_without_cudnn, forward)
-        out = forward() if self.run is None else self.run(forward)
+        run = self.run  # once: another thread may change it
+        out = forward() if run is None else run(forward)
         self._check(plan, layers or self.num_layers)
         return out
 

@@ -272,6 +272,15 @@ class Decoder:
 
     def _logits(self, ids: list[int], positions: list[int], segments: list[Segment], keep: list[int]) -> Tensor:
         """Next-token logits [K, V] at the places ``keep`` of the packed row."""
+        run = self._backbone.run
+        if self._captured is None or run is None:
+            return self._forward(ids, positions, segments, keep)
+        # as a whole: a graph records what its own thread launches, and nothing of what it hands to another
+        logits_KV: Tensor = run(lambda: self._forward(ids, positions, segments, keep))
+        return logits_KV
+
+    def _forward(self, ids: list[int], positions: list[int], segments: list[Segment], keep: list[int]) -> Tensor:
+        """As :meth:`_logits`, in the thread that runs passes."""
         logits_KV = None
         if self._captured is not None and all(segment.length == 1 for segment in segments) and len(keep) == len(ids):
             rows = [(segment.slot or 0, token, segment.past) for segment, token in zip(segments, ids, strict=True)]

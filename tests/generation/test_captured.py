@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from gritkit.generation.decoder import Decoder, Request
 from gritkit.generation.params import Finished, SamplingParams
 from gritkit.kv.slots import SlotStore
 from gritkit.plan import Plan, Segment
-from tests.models import ARCHITECTURES, shared_model
+from tests.models import ARCHITECTURES, grit_model, shared_model
 
 PLACES = 40
 
@@ -86,6 +88,42 @@ def test_a_decoder_captures_what_comes_often(monkeypatch: pytest.MonkeyPatch) ->
         return [done[row].token_ids for row in sorted(done)]
 
     assert decode(True) == decode(False)
+
+
+def test_steps_are_captured_and_replayed_in_the_thread_that_runs_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is another's than the decoder's in a server; a graph records the launches of its own thread alone."""
+    monkeypatch.setattr(captured, "_UNCAPTURED", 2)
+    model = grit_model("llama")
+    request = Request([5, 6, 7], SamplingParams(max_new_tokens=12))
+    (expected,) = model.generate([request])
+    threads: dict[str, set[threading.Thread]] = {"recorded": set(), "replayed": set(), "launched": set()}
+
+    def watched(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
+        again, result = run_again(run)
+        threads["recorded"].add(threading.current_thread())
+
+        def replay() -> None:
+            threads["replayed"].add(threading.current_thread())
+            again()
+
+        return replay, result
+
+    model.lm.register_forward_pre_hook(lambda *_: threads["launched"].add(threading.current_thread()))
+    with ThreadPoolExecutor(1) as pool:
+        owner = pool.submit(threading.current_thread).result()
+
+        def run(forward: Callable[[], Any]) -> Any:
+            if threading.current_thread() is owner:
+                return forward()
+            return pool.submit(torch.inference_mode()(forward)).result()
+
+        model.run_passes(run)
+        rows = model.decoder(num_slots=2, max_length=PLACES)
+        rows._captured = CapturedSteps(rows._backbone, rows._store, watched)
+        rows.join(request)
+        (done,) = [event.completion for event in rows.run() if isinstance(event, Finished)]
+    assert done == expected
+    assert threads == {"recorded": {owner}, "replayed": {owner}, "launched": {owner}}
 
 
 def test_a_model_that_cannot_be_captured_decodes_all_the_same(
