@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from gritkit.rag.sources import Failure, Source, read_file
+from gritkit_serve.rlimits import limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +43,15 @@ class Job:
 def main() -> None:
     """Read all files in their order."""
     job = Job(**json.load(sys.stdin.buffer))
-    _limit("RLIMIT_AS", job.memory_bytes)
-    _limit("RLIMIT_FSIZE", 0)
-    _limit("RLIMIT_CORE", 0)
+    limit("RLIMIT_AS", job.memory_bytes)
+    limit("RLIMIT_FSIZE", 0)
+    limit("RLIMIT_CORE", 0)
     with contextlib.suppress(OSError):
         os.nice(5)
     _line(sys.stdout.buffer, {"ready": True})
     sys.stdout.buffer.flush()
     for handle, name in job.files:
-        _limit("RLIMIT_CPU", int(sum(os.times()[:2])) + job.seconds)
+        limit("RLIMIT_CPU", int(sum(os.times()[:2])) + job.seconds)
         with os.fdopen(handle, "rb") as file:
             for found in read_file(file, name, jsonl_field=job.jsonl_field, max_file_bytes=job.max_file_bytes):
                 _write(sys.stdout.buffer, found, job)
@@ -85,16 +86,6 @@ def _wrong(source: Source, job: Job) -> str | None:
 
 def _line(out: BinaryIO, line: dict[str, Any]) -> None:
     out.write(json.dumps(line).encode("ascii") + b"\n")
-
-
-def _limit(name: str, most: int) -> None:
-    """Where the system has such a limit."""
-    with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
-        import resource
-
-        what = getattr(resource, name)
-        _, hard = resource.getrlimit(what)
-        resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 if __name__ == "__main__":

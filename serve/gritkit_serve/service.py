@@ -23,6 +23,7 @@ from fastapi import Depends, Request
 from gritkit_serve.admission import Gate
 from gritkit_serve.calls import Call
 from gritkit_serve.errors import HttpError
+from gritkit_serve.json_schemas import JsonSchemas
 from gritkit_serve.metrics import Metrics, of_load, of_reads
 from gritkit_serve.settings import Settings
 from gritkit_serve.uploads import FileReader
@@ -52,11 +53,14 @@ class Service:
     """What every request passes."""
     files: FileReader = field(init=False, repr=False)
     """What files of clients are read by."""
+    json_schemas: JsonSchemas = field(init=False, repr=False)
+    """What clients' schemas are tried by before they are compiled."""
     _engine: Engine | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.gate = Gate(self.settings.max_requests)
         self.files = FileReader(self.settings)
+        self.json_schemas = JsonSchemas()
 
     def attach(self, engine: Engine) -> None:
         """The model is loaded."""

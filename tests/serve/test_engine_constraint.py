@@ -6,12 +6,11 @@ import json
 from typing import Any
 
 import pytest
-import torch
 
 from gritkit.errors import InputError
 from gritkit.generation.decoder import Request
 from gritkit.generation.params import Completion, SamplingParams
-from gritkit_serve.engine.constraint import JsonGrammars
+from gritkit_serve.engine.constraint import JsonConstraint, JsonGrammars
 from tests.models import shared_model
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -82,9 +81,37 @@ def test_schemas_that_cannot_be_used(grammars: JsonGrammars, schema: dict[str, A
         grammars.constraint(schema)
 
 
-def test_where_there_is_no_way_on_the_text_ends(grammars: JsonGrammars) -> None:
+def allowed(constraint: JsonConstraint) -> list[int]:
+    tokens: list[int] = constraint.allowed(int(shared_model("llama").config.vocab_size)).nonzero().flatten().tolist()
+    return tokens
+
+
+def test_where_the_json_is_whole_the_text_ends(grammars: JsonGrammars) -> None:
+    constraint, model = grammars.constraint({"const": 7}), shared_model("llama")
+    for token in model.tokens.encode("7"):
+        assert token in allowed(constraint)
+        constraint.chosen(token)
+    assert allowed(constraint) == sorted(model.eos_ids)
+
+
+def test_where_there_is_no_way_on_it_is_an_error_and_no_end(grammars: JsonGrammars) -> None:
+    """An answer that ended there would look like one that obeys."""
     constraint = grammars.constraint(SCHEMA)
-    model = shared_model("llama")
-    constraint.chosen(model.tokens.encode("x")[0])  # no JSON begins so
-    allowed = constraint.allowed(int(model.config.vocab_size)).nonzero().flatten()
-    assert torch.equal(allowed, torch.tensor(sorted(model.eos_ids)))
+    constraint.chosen(shared_model("llama").tokens.encode("x")[0])  # no JSON begins so
+    with pytest.raises(InputError, match="cannot be used"):
+        allowed(constraint)
+
+
+def test_limits_of_the_grammar_are_an_error_and_no_end(grammars: JsonGrammars) -> None:
+    many = {"type": "object", "properties": {f"p{index}": {"type": "string"} for index in range(700)}}
+    with pytest.raises(InputError, match=r"Current row has .* items; max is 2000"):
+        answer(grammars, many, temperature=0)
+
+
+def test_copies_go_on_apart(grammars: JsonGrammars) -> None:
+    one = grammars.constraint({"enum": ["beaver", "otter"]})
+    at_first = allowed(one)
+    other = one.copy()
+    one.chosen(shared_model("llama").tokens.encode('"')[0])
+    assert allowed(one) != at_first
+    assert allowed(other) == at_first

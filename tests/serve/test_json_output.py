@@ -10,6 +10,7 @@ import pytest
 
 from tests.serve.serving import Running
 from tests.serve.talking import post, refused, streamed
+from tests.serve.test_json_schemas import nested
 
 PATH = "/v1/chat/completions"
 USER = [{"role": "user", "content": "the quick brown fox"}]
@@ -85,6 +86,7 @@ def test_log_probabilities_of_constrained_tokens_are_numbers(client: httpx.Clien
         (schema({"$ref": "http://example.org/schema.json"}), None, "the JSON schema cannot be used"),
         (schema({"not": {"type": "string"}}), None, "the JSON schema cannot be used"),
         (schema({"enum": ["a" * 100_000]}), None, "may have"),
+        (schema(nested(3000)), None, "nested too deeply"),
         ({"type": "json_object", "schema": {}}, "response_format.schema", "unknown field"),
         ("json_object", "response_format", "valid dictionary"),
     ],

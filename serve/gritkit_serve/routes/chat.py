@@ -60,6 +60,8 @@ async def chat_completions(body: ChatRequest, service: ServiceDep, call: CallDep
     adapter, n = adapter_of(service, body.model), body.n or 1
     said = "\n".join(message["content"] for message in _messages(body))
     await check_length(service, said, service.engine.slot_tokens, "messages")
+    if (schema := _schema(body)) is not None:
+        await service.json_schemas.check(schema)
     retrieved = await _retrieved(body, service, adapter)
     requests = await service.engine.call(lambda: _requests(body, service, retrieved))
     answers = Answers.start(service, requests, n=n, adapter=adapter, salt=salt_of(call, body), call=call)
@@ -99,11 +101,16 @@ def _messages(body: ChatRequest) -> list[Message]:
 
 def _constraints(body: ChatRequest, engine: Engine, n: int) -> list[Constraint]:
     """One for each answer, where the answers are to be JSON."""
-    wanted = body.response_format
-    if wanted is None or isinstance(wanted, TextFormat):
+    if body.response_format is None or isinstance(body.response_format, TextFormat):
         return []
-    schema = wanted.json_schema.definition if isinstance(wanted, JsonSchemaFormat) else None
-    return [engine.json_constraint(schema) for _ in range(n)]
+    first = engine.json_constraint(_schema(body))
+    return [first, *(first.copy() for _ in range(n - 1))]
+
+
+def _schema(body: ChatRequest) -> dict[str, Any] | None:
+    """The JSON schema that the answers must obey, where there is one."""
+    wanted = body.response_format
+    return wanted.json_schema.definition if isinstance(wanted, JsonSchemaFormat) else None
 
 
 @dataclass(frozen=True)
