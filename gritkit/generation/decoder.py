@@ -49,6 +49,8 @@ PREFILL_CHUNK = 512
 """Prompt tokens of one step beside decoding rows; bounds how long they wait for a joining one."""
 _ALONE = 4
 """So many times as many where no row decodes, and nobody waits for a token."""
+Piece = tuple[int, list[int]]
+"""Place in the slot, tokens."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ class _Row:
     limit: int
     sampler: Sampler
     text: TextStream
-    todo: list[tuple[int, list[int]]]
-    """(place in the slot, tokens) still to be computed, in order; then comes the next token."""
+    todo: list[Piece]
+    """What is still to be computed, in order; then comes the next token."""
     num_shared: int = 0
     """Tokens of the prompt whose key-values were there already."""
     shown: list[str] = field(default_factory=list)
@@ -130,17 +132,17 @@ class _Row:
     def num_todo(self) -> int:
         return sum(len(tokens) for _, tokens in self.todo)
 
-    def take(self, count: int) -> list[tuple[int, list[int]]]:
-        """The next ``count`` tokens to compute, in as few pieces as there are gaps between them."""
-        taken = []
-        while count and self.todo:
-            place, tokens = self.todo.pop(0)
+    def split(self, count: int) -> tuple[list[Piece], list[Piece]]:
+        """The next ``count`` tokens to compute, in as few pieces as there are gaps between them; and what is left."""
+        taken, left = [], list(self.todo)
+        while count and left:
+            place, tokens = left.pop(0)
             if len(tokens) > count:
-                self.todo.insert(0, (place + count, tokens[count:]))
+                left.insert(0, (place + count, tokens[count:]))
                 tokens = tokens[:count]
             taken.append((place, tokens))
             count -= len(tokens)
-        return taken
+        return taken, left
 
 
 class Decoder:
@@ -249,24 +251,31 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[StepEvent]:
-        """One forward over all rows. Returns the events of the rows that got a token or failed, in row order."""
+        """One forward over all rows. Returns the events of the rows that got a token or failed, in row order.
+
+        What the forward raises leaves the rows as they were: the step can be repeated.
+        """
         chosen = self._choose()
         if not chosen:
             return []
         ids: list[int] = []
         positions: list[int] = []
         segments, wanted = [], []
+        left: dict[int, list[Piece]] = {}
         for number, count in chosen:
             row = self._rows[number]
-            for place, new in row.take(count):
+            pieces, left[number] = row.split(count)
+            for place, new in pieces:
                 segments.append(Segment(len(ids), len(ids) + len(new), True, slot=row.slot, past=place))
                 positions += range(place, place + len(new))
                 ids += new
-            if not row.todo:
+            if not left[number]:
                 wanted.append((number, len(ids) - 1))
-        logits_KV = self._logits(ids, positions, segments, [place for _, place in wanted] or [len(ids) - 1])
+        found = _on_host(self._logits(ids, positions, segments, [place for _, place in wanted] or [len(ids) - 1]))
+        for number, todo in left.items():  # now that it has been computed
+            self._rows[number].todo = todo
         events: list[StepEvent] = []
-        for (number, _), logits_V, usable in zip(wanted, *_on_host(logits_KV), strict=False):
+        for (number, _), logits_V, usable in zip(wanted, *found, strict=False):
             events += self._go_on(number, logits_V) if usable else [self._poisoned(number)]
         return events
 

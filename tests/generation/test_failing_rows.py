@@ -163,6 +163,34 @@ def test_the_library_raises_what_a_request_fails_with() -> None:
         seen += model.stream_requests(both(Refusing()))
 
 
+# -- a pass ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefill_chunk", [2, 512])
+@pytest.mark.parametrize("failing", [0, 1, 4, 8])
+def test_a_step_that_raised_can_be_repeated(prefill_chunk: int, failing: int) -> None:
+    """As when memory ran out and was made free: nothing counts as computed that was not, also with a row more."""
+    model = grit_model()
+    expected = [alone(model, prompt) for prompt in PROMPTS]
+    rows = decoder(model, prefill_chunk=prefill_chunk)
+    passes = itertools.count()
+
+    def fail(*_: Any) -> None:
+        if next(passes) == failing:
+            raise torch.OutOfMemoryError
+
+    model.lm.get_decoder().layers[1].register_forward_pre_hook(fail)
+    numbers = [rows.join(request(prompt)) for prompt in PROMPTS[:2]]
+    events = []
+    for _ in range(failing):
+        events += rows.step()
+    with pytest.raises(torch.OutOfMemoryError):
+        rows.step()
+    numbers.append(rows.join(request(PROMPTS[2])))
+    found = ends([*events, *rows.run()])
+    assert [found[number] for number in numbers] == expected
+
+
 # -- logits that are no numbers ----------------------------------------------------------------------------------------
 
 
