@@ -52,6 +52,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 INSTRUCTION_FILE = ".gritkit_serve_instruction"
 """Beside a base's manifest: what its queries are embedded with. Hidden, so that a folder with it alone is empty."""
 _DELETED = ".deleted-"
+_TABLE = re.compile(r"documents_\d+\.lance")
+_OF_BLOCKS = re.compile(r"[0-9a-f]{64}\.kv|rates-.*\.json|\..*")
 _WRITERS = 2  # at work at once: the device has no use for more, and those who read need threads too
 _PATIENCE_S = 10.0  # with those who still read what is to be deleted, and with other processes
 _RETRY_S = 5.0
@@ -317,6 +319,8 @@ class Bases:
             if len(self.names()) >= self._settings.max_bases:
                 raise ConflictError(f"there are {self._settings.max_bases} knowledge bases, and no room for more")
             try:
+                if _is_remains(path):
+                    self._clear(path)
                 if instruction is None:
                     (path / INSTRUCTION_FILE).unlink(missing_ok=True)  # of an attempt that was killed
                 else:
@@ -324,25 +328,34 @@ class Bases:
                 rag = Rag.open(path, model, instruction=instruction, tenant=self._tenant, **options)
             except (StoreError, OSError) as error:
                 raise self._failure(name, error, status=507) from error
-        self._open.add(name, path, rag)
+            with contextlib.suppress(GoneError):  # it is to be deleted as soon as this lets it
+                self._open.add(name, path, rag)
 
     def _delete(self, name: str) -> None:
         path = self.path(name)
-        trash = self.folder / f"{_DELETED}{name}-{secrets.token_hex(8)}"
         try:
-            with self._open.barred(name, wait_s=_PATIENCE_S) as free:
+            with contextlib.ExitStack() as locks, self._open.barred(name, wait_s=_PATIENCE_S) as free:
                 if identity_of(path) is None:
                     raise GoneError
                 if not free:
                     raise ConflictError(f"knowledge base {name!r} is in use: try again")
-                with place_of(path).writing(alone=True, wait_s=_PATIENCE_S):
-                    os.rename(path, trash)
-                    sync_folder(self.folder)
+                locks.enter_context(place_of(path).writing(alone=True, wait_s=_PATIENCE_S))
+                # whoever makes it has its manifest first: what came after it would make the folder anew. It is let go
+                # last, so that the next one to be made is not barred any more.
+                locks.enter_context(self._making)
+                trash = self._put_aside(path)
         except GoneError:
             raise _unknown(name) from None
         except (StoreError, OSError) as error:
             raise self._failure(name, error, status=507) from error
         shutil.rmtree(trash, ignore_errors=True)
+
+    def _put_aside(self, path: Path) -> Path:
+        """Take a folder out of the way at once, to be removed."""
+        trash = self.folder / f"{_DELETED}{path.name}-{secrets.token_hex(8)}"
+        os.rename(path, trash)
+        sync_folder(self.folder)
+        return trash
 
     def _facts(self, name: str) -> Facts:
         where = self.where(name)
@@ -352,8 +365,11 @@ class Bases:
             stats = self._with(name, lambda rag: rag.stats())
         except ConflictError as error:  # it cannot be opened with this model, or not at all
             problem, stats = str(error), None
-            with contextlib.suppress(StoreError), KnowledgeBase.open(where) as base:
-                stats = base.stats()
+            try:
+                with contextlib.suppress(StoreError), self._open.opening(name), KnowledgeBase.open(where) as base:
+                    stats = base.stats()
+            except GoneError:
+                raise _unknown(name) from None
         return Facts(name, stats, instruction, problem)
 
     def _failure(self, name: str, error: Exception, *, status: int) -> GritkitError:
@@ -374,7 +390,7 @@ class Bases:
     # -- the folder ----------------------------------------------------------------------------------------------
 
     def _tidy_folder(self) -> None:
-        """Make it, and finish deletions that a kill interrupted."""
+        """Make it, finish deletions that a kill interrupted, and clear away what is left of others."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._single is None:
@@ -382,10 +398,20 @@ class Bases:
                     path = self.folder / name
                     if name.startswith(_DELETED):
                         shutil.rmtree(path, ignore_errors=True)
+                    elif NAME.fullmatch(name) and _is_remains(path):
+                        with contextlib.suppress(StoreError):  # another process is at it
+                            self._clear(path)
                     elif not NAME.fullmatch(name) and (path / FILE_NAME).is_file():
                         _log.warning("%s is not served: its name must match %s", path, NAME.pattern)
         except OSError as error:
             raise StoreError(f"cannot use the folder {self.folder}: {error.strerror or error}") from error
+
+    def _clear(self, path: Path) -> None:
+        """Remove what is left of a base, unless another process has made one there meanwhile."""
+        with place_of(path).writing(alone=True, wait_s=0.0):
+            trash = self._put_aside(path) if _is_remains(path) else None
+        if trash is not None:
+            shutil.rmtree(trash, ignore_errors=True)
 
 
 def _slug(folder: str) -> str:
@@ -394,13 +420,39 @@ def _slug(folder: str) -> str:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether a base can be made there: nothing is, or the hidden files of an attempt that was killed."""
+    """Whether a base can be made there: nothing is, the hidden files of a killed attempt, or what is left of one."""
     try:
-        return not path.is_symlink() and all(name.startswith(".") for name in os.listdir(path))
+        return not path.is_symlink() and (all(name.startswith(".") for name in os.listdir(path)) or _is_remains(path))
     except FileNotFoundError:
         return True
     except OSError:
         return False
+
+
+def _is_remains(path: Path) -> bool:
+    """Whether a folder holds what who opened a base or wrote to it makes anew there once it is deleted: no more than
+    tables without rows, and key-values that no row names."""
+    try:
+        if path.is_symlink():
+            return False
+        found = [one for one in path.iterdir() if not one.name.startswith(".")]
+        rubbish = bool(found) and all(_is_empty_table(one) or _is_blocks(one) for one in found)
+        return rubbish and not os.path.lexists(path / FILE_NAME)  # one that is being made has it first
+    except OSError:
+        return False
+
+
+def _is_empty_table(path: Path) -> bool:
+    if _TABLE.fullmatch(path.name) is None or path.is_symlink() or not path.is_dir():
+        return False
+    rows = path / "data"
+    return not rows.exists() or not any(rows.iterdir())
+
+
+def _is_blocks(path: Path) -> bool:
+    if path.name != "blocks" or path.is_symlink() or not path.is_dir():
+        return False
+    return all(_OF_BLOCKS.fullmatch(name) for _, _, names in os.walk(path) for name in names)
 
 
 def _instruction(where: Where) -> str | None:

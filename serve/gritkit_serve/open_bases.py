@@ -14,6 +14,7 @@ import contextlib
 import os
 import stat
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -93,13 +94,14 @@ class OpenBases:
             self._left(one)
 
     def add(self, name: str, folder: Where, rag: Rag) -> None:
-        """One that was just made."""
+        """One that was just made. Raises GoneError where it is being deleted already; it is closed then."""
         with self._opening:
             self._left(self._admit(name, _Open(rag, identity_of(folder) or ())))
 
     @contextlib.contextmanager
     def barred(self, name: str, *, wait_s: float) -> Iterator[bool]:
-        """Nobody uses a base in the block, and it is closed; False where its users need longer than ``wait_s``."""
+        """Nobody uses or opens a base in the block, and it is closed; False where that needs longer than ``wait_s``."""
+        end = time.monotonic() + wait_s
         with self._changed:
             if name in self._barred:
                 raise GoneError
@@ -111,10 +113,26 @@ class OpenBases:
         try:
             if free and one is not None:
                 one.rag.close()
-            yield free
+            yield free and self._nobody_opens(end)
         finally:
             with self._changed:
                 self._barred.discard(name)
+
+    @contextlib.contextmanager
+    def opening(self, name: str) -> Iterator[None]:
+        """For who opens a base by other means: it is not barred before the block ends. Raises GoneError where it is."""
+        with self._opening:
+            with self._changed:
+                if name in self._barred:
+                    raise GoneError
+            yield
+
+    def _nobody_opens(self, end: float) -> bool:
+        """Whether those have ended by then who had begun to open one; who begins later finds a barred one barred."""
+        if not self._opening.acquire(timeout=max(0.0, end - time.monotonic())):
+            return False
+        self._opening.release()
+        return True
 
     def counts(self) -> Counter[str]:
         """Reads of key-values by the bases that are open now, by tier."""

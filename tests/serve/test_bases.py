@@ -18,13 +18,15 @@ pytest.importorskip("fastapi")
 from gritkit.errors import InputError, StoreError
 from gritkit.model import GritModel
 from gritkit.rag import Rag
-from gritkit.rag.place import place_of
+from gritkit.rag.manifest import FILE_NAME
+from gritkit.rag.place import FolderPlace, place_of
 from gritkit_serve import bases as module
 from gritkit_serve.bases import INSTRUCTION_FILE, Bases
 from gritkit_serve.engine import Engine, Overloaded
 from gritkit_serve.errors import ConflictError, HttpError, NotFoundError
 from gritkit_serve.settings import Settings
 from tests.models import TEXTS, grit_model
+from tests.serve.talking import until
 
 PATIENCE_S = 60.0
 
@@ -336,6 +338,212 @@ def test_one_that_is_in_use_for_too_long_stays(run: Callable[..., Any], monkeypa
         await bases.delete("a")
 
     run(test)
+
+
+# -- deleting beside others --------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """A lock that says when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.waiting = threading.Event()
+
+    def acquire(self, timeout: float = -1) -> bool:
+        if self._lock.acquire(blocking=False):
+            return True
+        self.waiting.set()
+        return self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@pytest.fixture
+def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """(begun, go on): whoever opens or makes the base "slow" has its manifest, and waits before its tables."""
+    begun, go_on = threading.Event(), threading.Event()
+    store = FolderPlace.store
+
+    def held(place: FolderPlace, manifest: Any) -> Any:
+        if place.folder.name == "slow":
+            begun.set()
+            assert go_on.wait(PATIENCE_S)
+        return store(place, manifest)
+
+    monkeypatch.setattr(FolderPlace, "store", held)
+    yield begun, go_on
+    go_on.set()
+
+
+async def reached(condition: Callable[[], bool]) -> None:
+    assert await asyncio.to_thread(until, condition, PATIENCE_S)
+
+
+def test_one_that_is_deleted_while_it_is_made_leaves_its_name_free(run: Callable[..., Any], held_up: Any) -> None:
+    begun, go_on = held_up
+
+    async def test(bases: Bases) -> None:
+        making = bases._making = Watched()  # type: ignore[assignment]
+        creating = asyncio.ensure_future(bases.create("slow"))
+        await reached(begun.is_set)
+        deleting = asyncio.ensure_future(bases.delete("slow"))
+        await reached(lambda: deleting.done() or making.waiting.is_set())
+        go_on.set()
+        await asyncio.gather(creating, deleting)
+        assert os.listdir(bases.folder) == []
+        await bases.create("slow")
+        assert await bases.read("slow", lambda rag: len(rag)) == 0
+        await bases.delete("slow")
+
+    run(test)
+
+
+def test_one_that_is_made_again_while_it_is_deleted_is_there(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is free from the rename on, and barred a moment longer."""
+
+    async def test(bases: Bases) -> None:
+        making = bases._making = Watched()  # type: ignore[assignment]
+        await bases.create("a")
+        sync, renamed = module.sync_folder, threading.Event()
+        release, barred = making.release, []
+
+        def let_go() -> None:
+            barred.append("a" in bases._open._barred)
+            release()
+
+        def wait(folder: Path) -> None:
+            renamed.set()
+            assert making.waiting.wait(PATIENCE_S)
+            sync(folder)
+
+        monkeypatch.setattr(module, "sync_folder", wait)
+        monkeypatch.setattr(making, "release", let_go)
+        deleting = asyncio.ensure_future(bases.delete("a"))
+        await reached(renamed.is_set)
+        await bases.create("a")
+        assert await bases.read("a", lambda rag: len(rag)) == 0
+        await deleting
+        assert list(bases._open._opened) == ["a"]
+        assert barred == [False, False]  # neither by the deletion nor by what came after it
+
+    run(test)
+
+
+@pytest.mark.parametrize("of", ["this model", "another model"])
+def test_one_that_is_deleted_while_it_is_opened_leaves_its_name_free(
+    run: Callable[..., Any], tmp_path: Path, model: GritModel, held_up: Any, of: str
+) -> None:
+    begun, go_on = held_up
+    go_on.set()
+    with Rag.open(tmp_path / "kbs" / "slow", model if of == "this model" else grit_model("qwen3")) as rag:
+        rag.add(list(TEXTS))
+    begun.clear()
+    go_on.clear()
+
+    async def test(bases: Bases) -> None:
+        opening = bases._open._opening = Watched()  # type: ignore[assignment]
+        looking = asyncio.ensure_future(bases.facts("slow"))
+        await reached(begun.is_set)
+        deleting = asyncio.ensure_future(bases.delete("slow"))
+        await reached(lambda: deleting.done() or opening.waiting.is_set())
+        go_on.set()
+        await deleting
+        await asyncio.gather(looking, return_exceptions=True)  # found or not, as it came
+        assert os.listdir(bases.folder) == []
+        await bases.create("slow")
+        assert await bases.read("slow", lambda rag: len(rag)) == 0
+
+    run(test)
+
+
+def test_one_that_is_opened_for_too_long_stays(
+    run: Callable[..., Any], tmp_path: Path, model: GritModel, held_up: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = held_up
+    go_on.set()
+    Rag.open(tmp_path / "kbs" / "slow", model).close()
+    begun.clear()
+    go_on.clear()
+    monkeypatch.setattr(module, "_PATIENCE_S", 0.05)
+
+    async def test(bases: Bases) -> None:
+        reading = asyncio.ensure_future(bases.read("slow", lambda rag: len(rag)))
+        await reached(begun.is_set)
+        with pytest.raises(ConflictError, match="in use"):
+            await bases.delete("slow")
+        go_on.set()
+        await asyncio.gather(reading, return_exceptions=True)
+        assert await bases.read("slow", lambda rag: len(rag)) == 0
+        await bases.delete("slow")
+
+    run(test)
+
+
+def test_what_is_left_of_a_deleted_one_is_in_nobodys_way(
+    run: Callable[..., Any], tmp_path: Path, model: GritModel
+) -> None:
+    left = tmp_path / "kbs" / "a"
+
+    def leave(rows: bool = False) -> None:
+        with Rag.open(left, model) as rag:
+            rag.add(["a text"] if rows else [])
+        (left / FILE_NAME).unlink()
+
+    async def make(bases: Bases) -> None:
+        leave()
+        (left / "blocks" / "00").mkdir(parents=True)
+        (left / "blocks" / "00" / f"{'0' * 64}.kv").write_text("of nobody")
+        await bases.create("a")
+        assert await bases.read("a", lambda rag: len(rag)) == 0
+        assert not (left / "blocks" / "00").exists()
+        await bases.delete("a")
+
+    async def start(bases: Bases) -> None:
+        assert os.listdir(bases.folder) == []
+
+    async def keep(bases: Bases) -> None:
+        with pytest.raises(ConflictError, match="there already"):
+            await bases.create("a")
+
+    run(make)
+    leave()
+    run(start)
+    leave(rows=True)  # somebody may put the manifest back
+    run(keep)
+    (left / FILE_NAME).write_text("{")
+    run(keep)
+    assert (left / "documents_0.lance" / "data").is_dir()
+
+
+@pytest.mark.parametrize("name", ["blocks", "documents_0.lance"])
+def test_what_is_called_like_a_part_of_a_base_is_not_taken_for_one(
+    run: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    mine = tmp_path / "kbs" / "a" / name / "data"
+    mine.mkdir(parents=True)
+    (mine / "mine.txt").write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "kbs" / "b").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "kbs" / "b" / name)
+
+    async def test(bases: Bases) -> None:
+        for base in "ab":
+            with pytest.raises(ConflictError, match="there already"):
+                await bases.create(base)
+
+    run(test)
+    assert (mine / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "kbs" / "b" / name).is_symlink()
 
 
 # -- turns -------------------------------------------------------------------------------------------------------------
