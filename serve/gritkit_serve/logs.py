@@ -19,6 +19,8 @@ from gritkit_serve.calls import Call
 
 LOG = logging.getLogger("gritkit.serve")
 _BODY_CHARS = 16 << 10
+_NO_FILES = "socket.accept() out of system resource"
+_SELDOM_S = 60.0
 
 
 class JsonLines(logging.Formatter):
@@ -36,10 +38,27 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class Seldom(logging.Filter):
+    """Lets what asyncio says when no more files can be opened pass once a minute: it says so hundreds of times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: float | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name != "asyncio" or not record.getMessage().startswith(_NO_FILES):
+            return True
+        if self._last is not None and 0 <= record.created - self._last < _SELDOM_S:
+            return False
+        self._last = record.created
+        return True
+
+
 def configure(*, level: int = logging.INFO) -> None:
     """Everything of ours, and warnings of all others, as JSON lines on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    handler.addFilter(Seldom())
     for name, its_level in ((None, logging.WARNING), ("gritkit", level), ("uvicorn", logging.WARNING)):
         log = logging.getLogger(name)
         log.handlers = [handler]

@@ -14,16 +14,19 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from types import FrameType
 from typing import NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from gritkit_serve.descriptors import room_for
 from gritkit_serve.listening import BACKLOG
 from gritkit_serve.logs import LOG
 from gritkit_serve.protocol import guarded
 from gritkit_serve.service import Service
+from gritkit_serve.settings import Settings
 
 _LAST_WORDS_S = 2
 """For answers to be written after everything has ended or was cancelled."""
@@ -33,7 +36,7 @@ class Server(uvicorn.Server):
     """Serves one service on one socket until a signal, or :meth:`leave`."""
 
     def __init__(self, service: Service, app: ASGIApp) -> None:
-        settings = service.settings
+        settings = _with_room(service.settings)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -80,6 +83,17 @@ class Server(uvicorn.Server):
             await asyncio.to_thread(self._service.stop, remaining)
         finally:
             self.should_exit = True
+
+
+def _with_room(settings: Settings) -> Settings:
+    """With no more connections than the process may have files open: without one for the next, none can be refused."""
+    room = room_for(settings.max_connections)
+    if room < settings.max_connections:
+        LOG.warning(
+            "few open files allowed: raise ulimit -n",
+            extra={"fields": {"max_connections": room, "instead_of": settings.max_connections}},
+        )
+    return replace(settings, max_connections=room)
 
 
 def _leave_at_once(sig: int) -> NoReturn:

@@ -32,7 +32,8 @@ class Settings:
     max_header_bytes: int = 32 << 10
     """Request line and headers together. Cookies and tokens of proxies take a few KB; more only fills memory."""
     max_connections: int = 900
-    """Open at once; more are answered 503 and closed. Below the usual limit of 1,024 open files of a process."""
+    """Open at once; more are answered 503 and closed. Below the usual limit of 1,024 open files of a process; fewer
+    where that limit is lower and cannot be raised."""
     header_seconds: float = 10.0
     """From the first byte of a request (or a connection's opening) to the end of its headers."""
     keep_alive_seconds: float = 75.0

@@ -154,3 +154,19 @@ def test_what_other_libraries_have_to_say_is_a_line_too(capsys: pytest.CaptureFi
     failed, old = map(json.loads, captured.splitlines())
     assert (failed["event"], failed["level"]) == ("a task failed", "error")
     assert old["event"].endswith("UserWarning: it is old")
+
+
+@pytest.mark.usefixtures("json_lines")
+def test_that_no_file_can_be_opened_is_said_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure()
+
+    def say(seconds: float, what: str = "socket.accept() out of system resource") -> None:
+        record = logging.makeLogRecord({"name": "asyncio", "levelno": logging.ERROR, "msg": what, "created": seconds})
+        logging.getLogger("asyncio").handle(record)
+
+    for seconds in (1000.0, 1000.1, 1059.9, 1060.0, 1060.1):
+        say(seconds)
+    say(1060.2, "something else")
+    said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["time"][14:19] for line in said] == ["16:40", "17:40", "17:40"]
+    assert said[-1]["event"] == "something else"
