@@ -162,6 +162,9 @@ class _Guarded(HttpToolsProtocol):
         """What uvicorn calls when the parser gives up."""
         self._refuse(self._refusal or HttpError("this is not valid HTTP/1.1", status=400))
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: the request is answered as if it had not asked, and the log is not for strangers to fill."""
+
     def _refuse(self, error: HttpError) -> None:
         """Answer in the shape of all errors, without a request, and close; just close in the middle of an answer."""
         LOG.info("refused", extra={"fields": {"status": error.status, "code": error.code}})

@@ -170,3 +170,14 @@ def test_that_no_file_can_be_opened_is_said_once_a_minute(capsys: pytest.Capture
     said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [line["time"][14:19] for line in said] == ["16:40", "17:40", "17:40"]
     assert said[-1]["event"] == "something else"
+
+
+@pytest.mark.usefixtures("json_lines")
+@pytest.mark.parametrize("to", [b"websocket", b"h2c"])
+def test_asking_for_another_protocol_is_no_warning(capsys: pytest.CaptureFixture[str], to: bytes) -> None:
+    with served() as running:
+        answer = running.exchange(
+            b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close, Upgrade\r\nUpgrade: " + to + b"\r\n\r\n"
+        )
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert "warning" not in capsys.readouterr().err
