@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -396,6 +397,35 @@ def test_stopping_ends_what_takes_too_long() -> None:
             await asyncio.to_thread(one.stop, drain_s=0.0)
             ends = await asyncio.gather(*(g.result() for g in generations), texts, return_exceptions=True)
             assert all(isinstance(end, NotServing) for end in ends)
+
+    run(test)
+
+
+def test_a_call_that_outlives_the_engine_has_no_more_passes_anywhere() -> None:
+    """What it asks for is refused; the model is everybody's own again when the last such call has ended."""
+    model = grit_model("llama")
+    threads = []
+    inside, gates = [threading.Event() for _ in range(2)], [threading.Event() for _ in range(2)]
+
+    def work(index: int) -> None:
+        inside[index].set()
+        assert gates[index].wait(PATIENCE_S)
+        model.embed(TEXTS[index])
+
+    async def test() -> None:
+        async with engine(model, workers=2) as one:
+            calls = [asyncio.ensure_future(one.call(partial(work, index))) for index in range(2)]
+            await until(lambda: all(event.is_set() for event in inside))
+            await asyncio.to_thread(one.stop, drain_s=0.0)
+            assert one.state == "stopped"
+            model.lm.get_decoder().register_forward_pre_hook(lambda *_: threads.append(threading.current_thread()))
+            for index, call in enumerate(calls):
+                gates[index].set()
+                with pytest.raises(NotServing, match="has stopped"):
+                    await call
+            assert not threads
+            model.embed(TEXTS[0])
+            assert threads == [threading.current_thread()]
 
     run(test)
 

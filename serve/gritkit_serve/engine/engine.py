@@ -121,7 +121,11 @@ class Engine:
         self._thread.start()
 
     def stop(self, *, drain_s: float) -> None:
-        """Take nothing more, finish what is there within ``drain_s`` seconds, end the rest, give up the device."""
+        """Take nothing more, finish what is there within ``drain_s`` seconds, end the rest, give up the device.
+
+        A library call cannot be ended: one that is left has its next pass refused, and passes are again run by whoever
+        asks for them when no such call is left.
+        """
         if self.state == "stopped":
             return
         deadline = time.monotonic() + drain_s
@@ -133,9 +137,15 @@ class Engine:
             self._wake.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-        self.state = "stopped"
         self._workers.shutdown(wait=False, cancel_futures=True)
-        self.model.run_passes(None)
+        with self._wake:
+            self.state = "stopped"
+            self._give_up_passes()
+
+    def _give_up_passes(self) -> None:
+        """Under the lock: once it has stopped and no call is left, which would run its passes beside other work."""
+        if self.state == "stopped" and not self._num_calls:
+            self.model.run_passes(None)
 
     # -- what clients ask for ------------------------------------------------------------------------------------
 
@@ -207,10 +217,10 @@ class Engine:
             self._check_serving()
             if self._num_calls >= self.limits.waiting_calls:
                 raise Overloaded(f"{self._num_calls} calls are waiting for a thread", self._retry_after_s())
+            context = contextvars.copy_context()
+            context.run(ADAPTER.set, adapter)
+            future = self._workers.submit(context.run, function)  # before stop() can take the threads away
             self._num_calls += 1
-        context = contextvars.copy_context()
-        context.run(ADAPTER.set, adapter)
-        future = self._workers.submit(context.run, function)
         future.add_done_callback(self._call_done)
         return await asyncio.wrap_future(future)
 
@@ -254,6 +264,7 @@ class Engine:
     def _call_done(self, _: Any) -> None:
         with self._wake:
             self._num_calls -= 1
+            self._give_up_passes()
             self._wake.notify_all()
 
     def _notify(self) -> None:
