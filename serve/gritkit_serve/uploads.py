@@ -108,10 +108,22 @@ class _Reading:
 
     def __init__(self, settings: Settings, uploads: Sequence[Upload], jsonl_field: str) -> None:
         self.found = Found()
-        self.left = list(uploads)
+        self.left = list(self._of_different_names(uploads))
         self._settings = settings
         self._jsonl_field = jsonl_field
         self._num_bytes = 0
+
+    def _of_different_names(self, uploads: Sequence[Upload]) -> Iterator[Upload]:
+        """A file whose name becomes the id of an earlier one would replace that, as if it had never been sent."""
+        names: set[str] = set()
+        for one in uploads:
+            name = shown_name(one.name)
+            if name in names:
+                one.file.close()
+                self.found.refuse(name, "another file of this request is called so: give this one another name")
+            else:
+                names.add(name)
+                yield one
 
     async def go_on(self) -> None:
         """Read a number of files, or up to one that ends the process."""

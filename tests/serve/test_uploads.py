@@ -145,6 +145,18 @@ def test_a_name_is_a_name_and_no_path(name: str, shown: str) -> None:
     assert document.id == shown
 
 
+def test_of_two_files_with_one_name_the_later_is_named() -> None:
+    names = ["notes\x01.txt", "../a.txt", "notes\x02.txt", "a.txt", "/a.txt", "b.txt"]
+    found = read([(name, f"text of {number}".encode()) for number, name in enumerate(names)])
+    assert [(one.id, one.text) for one in found.documents] == [
+        ("notes_.txt", "text of 0"), ("a.txt", "text of 1"), ("b.txt", "text of 5")
+    ]  # fmt: skip
+    assert [one.id for one in found.not_taken] == ["notes_.txt", "a.txt", "a.txt"]
+    assert {one.reason for one in found.not_taken} == {
+        "another file of this request is called so: give this one another name"
+    }
+
+
 # -- what files can do -------------------------------------------------------------------------------------------------
 
 
