@@ -7,6 +7,7 @@ and /ready says that it is not yet. This module knows nothing about routes.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -79,8 +80,8 @@ def serve(
         log_prompts=log_prompts,
         max_requests=max_requests,
         default_max_tokens=max_tokens,
-        max_body_bytes=round(max_body_mib * MIB),
-        max_upload_bytes=round(max_upload_mib * MIB),
+        max_body_bytes=_bytes_of("--max-body-mib", max_body_mib),
+        max_upload_bytes=_bytes_of("--max-upload-mib", max_upload_mib),
         request_seconds=request_seconds,
         drain_seconds=drain_seconds,
     )
@@ -182,6 +183,14 @@ def _keys(file: Path | None, host: str, origins: list[str]) -> tuple[str, ...]:
     check_host(host, keyed=bool(keys))
     check_origins(origins, keyed=bool(keys))
     return keys
+
+
+def _bytes_of(option: str, mib: float) -> int:
+    """Raises InputError for what is no size."""
+    size = mib * MIB
+    if not 1 <= size < math.inf:
+        raise InputError(f"{option} {mib:g} must be a number above 0")
+    return round(size)
 
 
 def _adapters(given: list[str]) -> dict[str, Path]:
