@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gritkit.errors import GenerationError, InputError
-from gritkit.generation.decoder import Request
+from gritkit.generation.decoder import Decoder, Request
 from gritkit.generation.params import Delta, Finished, SamplingParams
 from gritkit.kv.dockv import DocKV
 from gritkit.model import GritModel
@@ -382,6 +382,50 @@ def test_stopping_finishes_what_is_there_and_takes_nothing_new() -> None:
             assert all(c.finish_reason in ("length", "stop") for c in done)
             await stopping
             assert one.state == "stopped"
+
+    run(test)
+
+
+def test_stopping_finishes_what_is_just_joining(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits no more and runs not yet, while its documents are laid."""
+    model = grit_model("llama")
+    joining, gate = threading.Event(), threading.Event()
+    join = Decoder.join
+
+    def slow(self: Decoder, *given: Any) -> int:
+        joining.set()
+        assert gate.wait(PATIENCE_S)
+        return join(self, *given)
+
+    async def test() -> None:
+        async with engine(model) as one:
+            monkeypatch.setattr(Decoder, "join", slow)
+            generation = one.generate(request(model, TEXTS[0], 3))
+            await until(joining.is_set)
+            stopping = asyncio.ensure_future(asyncio.to_thread(one.stop, drain_s=30.0))
+            await until(lambda: one.state == "draining")
+            with one._wake:  # stop() has looked for what is there to finish
+                gate.set()
+            assert (await generation.result()).text
+            await stopping
+
+    run(test)
+
+
+def test_stopping_while_the_model_fails_waits_for_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The turn that failed is over, and what it ran has ended."""
+    model = grit_model("llama")
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the device is gone")
+
+    async def test() -> None:
+        async with engine(model) as one:
+            model.lm.get_decoder().register_forward_pre_hook(fail)
+            with pytest.raises(EngineFailed):
+                await one.generate(request(model, TEXTS[0])).result()
+            await until(lambda: one.state == "failed")
+            await asyncio.to_thread(one.stop, drain_s=10 * PATIENCE_S)
 
     run(test)
 

@@ -97,6 +97,8 @@ class Engine:
         self._num_calls = 0
         self._failures = 0
         self._ending = False
+        self._in_turn = False
+        """Whether work is under way, which may be counted nowhere until it has its place."""
         self._thread = threading.Thread(target=self._run, name="gritkit-engine", daemon=True)
 
     @property
@@ -272,7 +274,10 @@ class Engine:
             self._wake.notify_all()
 
     def _busy(self) -> bool:
-        return self._num_calls > 0 or any(kind.wanting() for kind in self._kinds.values())
+        return self._in_turn or self._num_calls > 0 or self._wanting()
+
+    def _wanting(self) -> bool:
+        return any(kind.wanting() for kind in self._kinds.values())
 
     # -- the thread that owns the device -------------------------------------------------------------------------
 
@@ -292,11 +297,13 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._ending and not any(kind.wanting() for kind in self._kinds.values()):
+                self._in_turn = False
+                while not self._ending and not self._wanting():
                     self._wake.wait()
                 if self._ending:
                     break
                 turn = self._share.next([name for name, kind in self._kinds.items() if kind.wanting()])
+                self._in_turn = True
             assert turn is not None
             self._take_turn(turn)
         self._end(NotServing("the server stopped before this was done"))
@@ -321,6 +328,8 @@ class Engine:
 
     def _recover(self) -> None:
         """Until a small pass succeeds, or the server is to stop; nothing is taken meanwhile."""
+        with self._wake:
+            self._in_turn = False  # what failed has ended: stop() need not wait for this
         self._failures += 1
         before, pause = self.state, 0.05
         if before == "ready":
