@@ -17,6 +17,10 @@ class InputError(GritkitError, ValueError):
     """An argument, a text or a message that cannot be used."""
 
 
+class TooLongError(InputError):
+    """A text of more tokens than the model reads, or than it was to read."""
+
+
 class CheckpointError(GritkitError):
     """A model folder that is missing, unsafe, incomplete or of another format."""
 

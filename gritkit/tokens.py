@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from gritkit.encoding import beginning, encoded_each, inner_of, leading
-from gritkit.errors import InputError, UnsupportedModelError
+from gritkit.errors import InputError, TooLongError, UnsupportedModelError
 from gritkit.prompts import Message, PromptFormat, Role, check_messages, grit_turns
 
 Ids = NDArray[np.int64]
@@ -175,7 +175,7 @@ class Tokens:
         if len(ids) > max_length:
             if not truncate:
                 size = f"{len(ids)}" if is_whole else f"more than {max_length}"
-                raise InputError(
+                raise TooLongError(
                     f"text {index} is {size} tokens long and max_length is {max_length}: "
                     "raise max_length, split the text, or pass truncate=True"
                 )
@@ -343,9 +343,14 @@ class Tokens:
                 cut = self._text.encode(needed, add_special_tokens=False).offsets
                 end = cut[max(0, len(cut) - spare - 8)][0]  # a few more: tokens may split anew at the cut
                 example = self._to_score(f"{head}{needed[:end]}{tail}", query)
+            if len(example) > max_length and truncate:
+                raise TooLongError(
+                    f"the query and its prompt are {len(example)} tokens long without a document and the context is "
+                    f"{max_length}: shorten the query"
+                )
             if len(example) > max_length:
                 size = f"{len(example)}" if len(needed) == len(document) else f"more than {max_length}"
-                raise InputError(
+                raise TooLongError(
                     f"document {index} and the query are {size} tokens long and the context is {max_length}: "
                     "shorten the document or pass truncate=True"
                 )

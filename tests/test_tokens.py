@@ -475,7 +475,7 @@ def test_documents_are_cut_to_score(tokens_of, kind: str) -> None:
     assert cut.ids.tolist()[-tail:] == whole.ids.tolist()[-tail:]
     with pytest.raises(InputError, match=f"document 0 and the query are {len(whole)} tokens long"):
         tokens.to_score("cat?", [document], limit, truncate=False)
-    with pytest.raises(InputError, match="the context is 10"):
+    with pytest.raises(InputError, match="without a document and the context is 10: shorten the query"):
         tokens.to_score("cat?", [document], 10, truncate=True)
 
 

@@ -77,6 +77,8 @@ def json_row(line: str, field: str, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is not JSON: {error.msg}") from None
     if not isinstance(row, dict) or not isinstance(row.get(field), str):
+        if isinstance(row, dict) and field in row:
+            raise InputError(f"{where} has no text in the field {field!r} but {json.dumps(row[field]):.60}")
         has = f"it has {', '.join(map(str, row))}" if isinstance(row, dict) and row else "it is no object with fields"
         raise InputError(f"{where} has no text in the field {field!r}: {has}")
     return row

@@ -110,8 +110,7 @@ def _json_row(number: int, line: bytes, text_field: str) -> Row:
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets without end
         raise InputError(f"is not JSON that can be read: {error}") from None
     if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
-        has = f"it has {_names(row)}" if isinstance(row, dict) and row else "it is no object with fields"
-        raise InputError(f"has no text in the field {text_field!r}: {has}")
+        raise InputError(f"has no text in the field {text_field!r}{_instead(row, text_field)}")
     text = row.pop(text_field)
     if not text.strip():
         raise InputError(f"has nothing in the field {text_field!r}")
@@ -120,6 +119,16 @@ def _json_row(number: int, line: bytes, text_field: str) -> Row:
         raise InputError(f"has an id that is no text or number: {own!r:.60}")
     extra = {key: value for key, value in row.items() if isinstance(value, (str, int, float))}
     return Row(number, text, None if own in (None, "") else str(own), extra)
+
+
+def _instead(row: Any, field: str) -> str:
+    """What a row has that has no text in a field."""
+    if not isinstance(row, dict) or not row:
+        return ": it is no object with fields"
+    if field not in row:
+        return f": it has {_names(row)}"
+    shown = json.dumps(row[field])
+    return f" but {shown if len(shown) <= 60 else shown[:60] + ' ...'}"
 
 
 def _no_constant(name: str) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from gritkit.errors import InputError, StoreError
+from gritkit.errors import InputError, StoreError, TooLongError
 from gritkit.model import GritModel
 from gritkit.rag.base import KnowledgeBase
 from gritkit.rag.documents import Search, tags_to_find
@@ -68,7 +68,12 @@ class Searcher:
 
     def _nearest(self, query: str, top_k: int, tags: Sequence[str]) -> Scored:
         limit = min(self._model.embedding_config.max_length, self._model.context_length)
-        vector = self._model.embed(query, role="query", instruction=self._instruction, max_length=limit)
+        try:
+            vector = self._model.embed(query, role="query", instruction=self._instruction, max_length=limit)
+        except TooLongError:  # its advice is for texts that may be cut or split
+            raise TooLongError(
+                f"the query is longer than the {limit} tokens that the model reads: shorten it"
+            ) from None
         return self._base.store.nearest(vector, top_k, tags)
 
     def _matching(self, query: str, top_k: int, tags: Sequence[str]) -> Scored:

@@ -38,6 +38,7 @@ from gritkit.errors import (
 )
 from gritkit_serve.engine.errors import EngineFailed, NotServing, Overloaded
 from gritkit_serve.validation import explain
+from gritkit_serve.wording import as_fields
 
 TYPES = {
     400: "invalid_request_error",
@@ -161,7 +162,7 @@ def _problem_of(error: BaseException, request_id: str) -> Problem:
     if isinstance(error, MissingExtraError):
         return Problem(501, str(error))
     if isinstance(error, (InputError, RecordError, UnsupportedModelError)):
-        return Problem(400, str(error))
+        return Problem(400, as_fields(str(error)))
     return internal(request_id)
 
 

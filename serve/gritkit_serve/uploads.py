@@ -30,6 +30,7 @@ from gritkit_serve.errors import HttpError
 from gritkit_serve.parsing import Job
 from gritkit_serve.schemas.kb import MAX_ID_CHARS, MAX_METADATA_BYTES
 from gritkit_serve.settings import MIB, Settings
+from gritkit_serve.wording import as_fields
 
 NAME_CHARS = 255
 """Of a file's name, its end: a row's id is the name and the number of its line."""
@@ -189,7 +190,7 @@ class _Reading:
             if "done" in told:
                 return True
             if "reason" in told:
-                self.found.refuse(told["where"], told["reason"])
+                self.found.refuse(told["where"], as_fields(told["reason"]))
                 continue
             self._count(told["bytes"])
             try:

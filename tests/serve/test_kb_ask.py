@@ -229,10 +229,10 @@ def test_answers_go_on_while_documents_are_added_and_deleted(server: Running, cl
         ({"join": "none"}, "join='none'"),
         ({"temperature": -1}, "temperature=-1"),
         ({"max_tokens": 0}, "max_tokens=0"),
-        ({"max_tokens": 10**6}, "no document fits"),
+        ({"max_tokens": 10**6}, ": lower max_tokens or shorten the question"),
         ({"where": {"mod": 99}}, "no document suits where="),
         ({"n": 2}, "unknown field 'n'"),
-        ({"question": QUESTION * 60}, "tokens"),
+        ({"question": QUESTION * 60}, "the query is longer than the 512 tokens that the model reads: shorten it"),
     ],
 )
 def test_what_cannot_be_answered_has_a_status(

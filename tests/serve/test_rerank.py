@@ -90,6 +90,14 @@ def test_a_document_that_is_too_long_is_refused_or_cut_when_asked(client: httpx.
         assert len(post(client, PATH, query=QUERY, documents=documents, method=method, **options)["results"]) == 2
 
 
+def test_what_is_too_long_is_told_what_can_be_done(client: httpx.Client) -> None:
+    long = "a, b; " * 200
+    document = refused(client, PATH, 400, query=QUERY, documents=["a", long], method="likelihood")
+    assert document["message"].endswith("the context is 512: shorten the document or send truncate: true")
+    query = refused(client, PATH, 400, query=long, documents=["a"], method="likelihood", truncate=True)
+    assert query["message"].endswith(": shorten the query")
+
+
 @pytest.mark.parametrize(
     ("body", "param", "said"),
     [

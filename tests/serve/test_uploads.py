@@ -272,7 +272,9 @@ def test_a_file_that_unpacks_to_much_is_named() -> None:
     assert len(content) < 1 << 20
     found = read([("bomb.docx", content), ("a.txt", b"x")], max_upload_bytes=4 << 20)
     assert [one.id for one in found.documents] == ["a.txt"]
-    assert found.not_taken[0].id == "bomb.docx"
+    assert [(one.id, one.reason) for one in found.not_taken] == [
+        ("bomb.docx", "unpacks to more than 4.1943 MB: split it")
+    ]
 
 
 def test_rows_that_no_server_takes_are_named() -> None:
