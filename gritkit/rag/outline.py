@@ -12,11 +12,15 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 HEADED = frozenset({"markdown", "html", "docx"})
 """Kinds of text whose lines of ``# ...`` are headings; parsers write the headings of HTML and DOCX so."""
 
+MAX_HEADINGS = 100_000
+"""Of one text; what follows is cut as text under no heading. They stay in memory while the text is cut, some 200 bytes
+for each of as little as 2 bytes of text."""
 _TITLE_LIMIT = 200
 _HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*))?$")
 _UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*$")
@@ -34,7 +38,7 @@ _CLOSES = (")", "]", "}", "end", "else", "elif", "except", "finally", "catch")
 """How lines of code begin that belong to what stands above them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Heading:
     """A heading of a text."""
 
@@ -51,7 +55,7 @@ class Borders:
     def __init__(self, text: str, kind: str) -> None:
         self._text = text
         self._code = kind.startswith("code:")
-        self._headings = list(_headings(text)) if kind in HEADED else []
+        self._headings = _first_headings(text) if kind in HEADED else []
         self._starts = [heading.start for heading in self._headings]
 
     def trail(self, position: int) -> tuple[str, ...]:
@@ -122,6 +126,14 @@ class Borders:
 
     def _words(self, low: int, high: int) -> list[int]:
         return [match.end() for match in _SPACE.finditer(self._text, low, high)]
+
+
+def _first_headings(text: str) -> list[Heading]:
+    """At most ``MAX_HEADINGS``; the next one stands for all that follow, with no titles."""
+    found = list(islice(_headings(text), MAX_HEADINGS + 1))
+    if len(found) > MAX_HEADINGS:
+        found[-1] = replace(found[-1], trail=())
+    return found
 
 
 def _headings(text: str) -> Iterator[Heading]:

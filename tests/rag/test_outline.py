@@ -4,7 +4,7 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gritkit.rag.outline import Borders, joined
+from gritkit.rag.outline import MAX_HEADINGS, Borders, joined
 
 DOCUMENT = """---
 title: not a heading
@@ -54,6 +54,19 @@ def test_headings_are_found_and_nothing_else() -> None:
     assert found["## Use"] == ("Guide", "Use")
     assert found["- a list"] == found["end"] == ("Guide", "Short")
     assert set(trails(DOCUMENT, "text").values()) == {()}
+
+
+def test_only_so_many_headings_are_kept_and_what_follows_has_none() -> None:
+    line = "## a\n"
+    text = "# Title\n" + line * (2 * MAX_HEADINGS) + "the end"
+    borders = Borders(text, "markdown")
+    last = len("# Title\n") + (MAX_HEADINGS - 2) * len(line)
+    assert borders.trail(last) == borders.trail(last + 2) == ("Title", "a")
+    for position in (last + len(line), last + 2 * len(line), len(text) - 1):
+        assert borders.trail(position) == ()
+    assert borders.is_heading(last)
+    assert not borders.is_heading(last + 2 * len(line))
+    assert borders.strongest(last + len(line), len(text))[-1] == len(text) - len("the end")  # lines, as of any text
 
 
 def test_the_strongest_border_wins() -> None:
