@@ -167,6 +167,7 @@ class Decoder:
         self._eos_ids = eos_ids
         self._rope = rope
         self._prefill_chunk = prefill_chunk
+        self._windowed = any(window is not None for window in backbone.windows)
         self._store = SlotStore(num_slots, min(max_length, backbone.context_length))
         self._captured = captured_steps(backbone, self._store)
         self._rows: dict[int, _Row] = {}
@@ -377,11 +378,14 @@ class Decoder:
     def _remove(self, number: int, *, keep: bool) -> _Row:
         """Free a row's slot; ``keep``: prompts that begin as it does may start from what it holds.
 
-        What nobody may start from is wiped: its logits have not shown yet that it is numbers, or that it is not.
+        What nobody may start from is wiped: its logits have not shown yet that it is numbers, or that it is not. Where
+        layers have windows they never show it of what is far behind.
         """
         row = self._rows.pop(number)
-        if not keep or not row.produced:
-            self._store.wipe(row.slot, row.request.num_laid + len(row.request.prompt_ids) + len(row.produced))
+        length = row.request.num_laid + len(row.request.prompt_ids) + len(row.produced)
+        keep = keep and bool(row.produced) and (not self._windowed or self._store.finite(row.slot, length))
+        if not keep:
+            self._store.wipe(row.slot, length)
         self._store.release(row.slot)
         if self._free is not None:
             self._free.left(row.slot, row.held if keep else None)

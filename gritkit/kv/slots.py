@@ -73,6 +73,12 @@ class SlotStore:
         self._free.append(slot)
 
     @torch.inference_mode()
+    def finite(self, slot: int, length: int) -> bool:
+        """Whether a slot's first tokens are numbers in every layer."""
+        found = [x[slot, :length].isfinite().all() for buffers in self._buffers.values() for x in buffers]
+        return all(map(bool, found))  # when all have been asked for: a GPU is waited for once
+
+    @torch.inference_mode()
     def wipe(self, slot: int, length: int) -> None:
         """Zero a slot's first tokens in every layer. What is masked out is read all the same, and must be a number."""
         for buffers in self._buffers.values():

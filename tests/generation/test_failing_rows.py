@@ -194,6 +194,12 @@ def test_a_step_that_raised_can_be_repeated(prefill_chunk: int, failing: int) ->
 # -- logits that are no numbers ----------------------------------------------------------------------------------------
 
 
+def all_finite(rows: Decoder, num_slots: int = 3) -> bool:
+    """Whether every slot holds nothing but numbers."""
+    layers = range(rows._backbone.num_layers)
+    return all(buffer.isfinite().all() for layer in layers for buffer in rows._store.get_many(layer, 0, num_slots, 0, 64))
+
+
 def poisoned(model: GritModel) -> int:
     """A token whose embedding is no number from now on; no prompt here has it, and no answer to one."""
     prompts = [*PROMPTS, BEGINNING]
@@ -216,8 +222,7 @@ def test_a_row_whose_logits_are_no_numbers_fails_and_leaves_none_behind(prefill_
     assert isinstance(failed.error, GenerationError)
     assert str(failed.error) == "the model's logits after 0 tokens of the answer are not finite"
     assert found == {index: expected[index] for index in (0, 2)}
-    for layer, slot in itertools.product(range(model.config.num_hidden_layers), range(3)):
-        assert all(buffer.isfinite().all() for buffer in rows._store.get(layer, slot, 0, 64))
+    assert all_finite(rows)
     again = rows.join(request(BEGINNING))  # which the failed row had read too
     assert ends(list(rows.run())) == {again: expected[-1]}
 
@@ -232,10 +237,43 @@ def test_one_that_leaves_before_its_logits_could_tell_leaves_none_behind_either(
         rows.step()
     assert rows._store.get(0, rows._rows[leaving].slot, 0, 24)[0].isnan().all()
     rows.leave(leaving)
-    for layer, slot in itertools.product(range(model.config.num_hidden_layers), range(3)):
-        assert all(buffer.isfinite().all() for buffer in rows._store.get(layer, slot, 0, 64))
+    assert all_finite(rows)
     again = rows.join(request(BEGINNING))
     assert ends(list(rows.run())) == {again: expected}
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_one_whose_answer_no_longer_sees_what_is_no_number_leaves_none_behind(leaves: bool) -> None:
+    """All the layers' windows together do not reach back to it; the answer is one, and nobody starts from its slot."""
+    model = grit_model("mistral_window")
+    expected = [alone(model, prompt) for prompt in PROMPTS]
+    bad = poisoned(model)
+    rows = decoder(model, num_slots=2, prefill_chunk=1, share_prefixes=True)
+    prompt = [bad, *BEGINNING]
+    row = rows.join(request(prompt))
+    if leaves:
+        while not rows.num_produced(row):
+            assert not any(isinstance(event, Failed) for event in rows.step())
+        assert rows.leave(row).token_ids
+    else:
+        assert isinstance(ends(list(rows.run()))[row], Completion)
+    assert all_finite(rows, 2)
+    assert rows._rows[rows.join(request(prompt))].num_shared == 0
+    rows.leave(max(rows._rows))
+    numbers = [rows.join(request(PROMPTS[index])) for index in (0, 1)]  # a short one beside a longer one
+    assert ends(list(rows.run())) == dict(zip(numbers, expected, strict=False))
+
+
+def test_a_windows_slot_of_numbers_is_started_from() -> None:
+    model = shared_model("mistral_window")
+    rows = decoder(model, share_prefixes=True)
+    rows.join(request(BEGINNING))
+    assert list(rows.run())
+    again = rows.join(request([*BEGINNING, 44]))
+    done = ends(list(rows.run()))[again]
+    assert isinstance(done, Completion)
+    assert done.usage.cached_tokens == len(BEGINNING)
+    assert done.token_ids == alone(model, [*BEGINNING, 44]).token_ids
 
 
 def test_logits_that_become_no_numbers_while_it_decodes() -> None:

@@ -124,3 +124,17 @@ def test_what_was_wiped_of_a_slot_is_zero_in_every_layer_and_its_neighbours_are_
             assert not held[0, :, :3].any()
             assert held[0, :, 3].isnan().all()
             assert held[1].isnan().all()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("values", [False, True])
+def test_what_is_no_number_is_found_in_any_layer_of_its_slot_alone(number: float, values: bool) -> None:
+    store = SlotStore(3, 4)
+    for layer in (0, 1):
+        for slot in (0, 1, 2):
+            store.write(layer, slot, 0, *(x[0] for x in heads(4, seed=slot)))
+    assert all(store.finite(slot, 4) for slot in (0, 1, 2))
+    with torch.inference_mode():
+        store.get(1, 1, 2, 3)[values].view(-1)[-1] = number
+    assert [store.finite(slot, 4) for slot in (0, 1, 2)] == [True, False, True]
+    assert store.finite(1, 2)
