@@ -221,7 +221,7 @@ async function listContents(more = false) {
     const { data, has_more: hasMore } = await request("GET", path(name, `/documents?${query}`));
     if (name !== chosen) return;
     if (!more) list.replaceChildren();
-    list.append(...data.map(contentsItem));
+    list.append(...data.map((one) => contentsItem(name, one)));
     last = data.at(-1)?.id;
     byId("contents-more").hidden = !hasMore;
   } catch (error) {
@@ -229,10 +229,11 @@ async function listContents(more = false) {
   }
 }
 
-function contentsItem({ id, chunks }) {
+/** A document of the base `name`: it is removed from that one, also when another is looked at by then. */
+function contentsItem(name, { id, chunks }) {
   const remove = async () => {
     try {
-      await request("DELETE", path(chosen, "/documents"), { ids: [id] });
+      await request("DELETE", path(name, "/documents"), { ids: [id] });
     } catch (error) {
       report(errorNote(error, remove));
       return;

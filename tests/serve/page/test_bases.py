@@ -88,6 +88,27 @@ def test_a_pasted_text_is_listed_and_can_be_removed(empty: Running, visit: Visit
         assert client.get("/v1/kb/notes").json()["documents"] == 0
 
 
+def test_a_document_is_removed_from_the_base_that_it_was_listed_of(filled: Running, visit: Visits) -> None:
+    with filled.client() as client:
+        client.post("/v1/kb", json={"name": "other"}).raise_for_status()
+        documents = [{"id": "beavers.txt", "text": "The same name."}]
+        client.post("/v1/kb/other/documents", json={"documents": documents}).raise_for_status()
+    page = visit(filled.url + "#documents")
+    page.click("#bases li >> text=animals")
+    page.click("#contents summary")
+    page.wait_for_selector("#contents-list >> text=beavers.txt")
+    # a click that comes after the other base was chosen, and before its own list has come
+    page.evaluate("""() => {
+        const button = document.querySelector("#contents-list [aria-label='Remove beavers.txt']");
+        [...document.querySelectorAll("#bases button")].find((one) => one.textContent.startsWith("other")).click();
+        button.click();
+    }""")
+    page.wait_for_selector("#bases li >> text=2 documents")
+    with filled.client() as client:
+        counts = {base["name"]: base["documents"] for base in client.get("/v1/kb").json()["data"]}
+    assert counts == {"animals": 2, "other": 1}
+
+
 def test_deleting_asks_first(filled: Running, visit: Visits) -> None:
     page = visit(filled.url + "#documents")
     page.click("#base-delete")
