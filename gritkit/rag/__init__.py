@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gritkit.generation.params import Delta
-    from gritkit.rag.adding import reindex
+    from gritkit.rag.adding import AddStopped, reindex
     from gritkit.rag.documents import AddReport, Answer, Document, Hit, RagEvent, Sources, Timings
     from gritkit.rag.rag import Budget, Rag
 
 _PLACES = {
     "Delta": "gritkit.generation.params",
-    "reindex": "gritkit.rag.adding",
+    **dict.fromkeys(("AddStopped", "reindex"), "gritkit.rag.adding"),
     "Budget": "gritkit.rag.rag",
     "Rag": "gritkit.rag.rag",
     **dict.fromkeys(
@@ -31,6 +31,7 @@ _PLACES = {
 
 __all__ = [
     "AddReport",
+    "AddStopped",
     "Answer",
     "Budget",
     "Delta",

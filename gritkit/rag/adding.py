@@ -2,6 +2,7 @@
 
 Blocks are written while the next texts are read by the model; the rows of a commit follow when all of its blocks are on
 the disk. A document is in one commit with all its chunks, so a kill leaves whole documents and the next run goes on.
+Who changes his mind does not wait for the commit: nothing of it is left.
 
 This module knows nothing about how documents are cut, read or stored.
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from gritkit.errors import InputError
+from gritkit.errors import GritkitError, InputError
 from gritkit.kv.codecs import check_codec
 from gritkit.model import GritModel
 from gritkit.rag.base import KnowledgeBase
@@ -33,13 +34,27 @@ _CHARACTERS_AT_ONCE = 1 << 22
 """Of one commit, but for a document that is longer."""
 
 
-class Adder:
-    """Adds documents to a knowledge base and keeps count."""
+class AddStopped(GritkitError):
+    """Adding ended where its caller wanted it to; what was committed before stays."""
 
-    def __init__(self, base: KnowledgeBase, reader: Reader, on_error: OnError | None = None) -> None:
+
+class Adder:
+    """Adds documents to a knowledge base and keeps count.
+
+    ``cancelled`` is asked between passes of the model, and when documents are cut: True ends it by AddStopped.
+    """
+
+    def __init__(
+        self,
+        base: KnowledgeBase,
+        reader: Reader,
+        on_error: OnError | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._base = base
         self._reader = reader
         self._on_error = on_error
+        self._cancelled = cancelled
         self.counts = dict.fromkeys(("added", "updated", "skipped", "failed", "chunks"), 0)
         self.dropped: set[str] = set()
         """Blocks that documents had before and have no longer."""
@@ -50,6 +65,7 @@ class Adder:
 
     def add(self, documents: Mapping[str, Document]) -> None:
         """One commit: documents by their ids."""
+        self._tick()
         heads = self._base.store.heads(list(documents))
         pieces: list[Piece] = []
         rows: list[Row] = []
@@ -63,7 +79,7 @@ class Adder:
                 rows += [with_metadata(row, document, digest) for row in kept]
             else:
                 try:
-                    pieces += self._reader.cut(document)
+                    pieces += self._reader.cut(document, tick=self._tick)
                 except InputError as error:
                     self._failed(document.id, error)
                     continue
@@ -76,7 +92,11 @@ class Adder:
 
     def _read(self, pieces: Sequence[Piece]) -> list[Row]:
         self.counts["chunks"] += len(pieces)
-        return read_blocks(self._base, self._reader, pieces)
+        return read_blocks(self._base, self._reader, pieces, tick=self._tick)
+
+    def _tick(self) -> None:
+        if self._cancelled():
+            raise AddStopped("adding was stopped: what was committed before stays")
 
     def _failed(self, id: str, error: InputError) -> None:
         if self._on_error is None:
@@ -85,18 +105,28 @@ class Adder:
         self._on_error(id, str(error))
 
 
-def read_blocks(base: KnowledgeBase, reader: Reader, pieces: Sequence[Piece]) -> list[Row]:
-    """Read pieces and put their blocks, the one while the other; the rows of all of them, to be written now."""
+def read_blocks(
+    base: KnowledgeBase, reader: Reader, pieces: Sequence[Piece], *, tick: Callable[[], object] = lambda: None
+) -> list[Row]:
+    """Read pieces and put their blocks, the one while the other; the rows of all of them, to be written now.
+
+    ``tick`` is called after each pass of the model; AddStopped from it leaves no block that nobody needs.
+    """
     rows: list[Row] = []
-    with ThreadPoolExecutor(1) as pool:
-        writing: Future[Any] | None = None
-        for some, blocks in reader.read(pieces):
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            writing: Future[Any] | None = None
+            for some, blocks in reader.read(pieces):
+                if writing is not None:
+                    writing.result()
+                tick()
+                writing = pool.submit(base.blocks.put_many, blocks)
+                rows += some
             if writing is not None:
                 writing.result()
-            writing = pool.submit(base.blocks.put_many, blocks)
-            rows += some
-        if writing is not None:
-            writing.result()
+    except AddStopped:
+        base.drop_unneeded(row.block_key for row in rows)
+        raise
     return rows
 
 

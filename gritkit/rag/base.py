@@ -156,10 +156,14 @@ class KnowledgeBase:
             self.blocks.put_many(blocks)
             self.store.replace(rows)
         old = {key for head in before.values() for key in head.block_keys}
-        unneeded = old - {row.block_key for row in rows}
-        if unneeded - {""}:
+        self.drop_unneeded(old - {row.block_key for row in rows})
+
+    def drop_unneeded(self, block_keys: Iterable[str]) -> None:
+        """Delete those of these blocks that no row needs; with other writers at work gc does it later."""
+        given = set(block_keys) - {""}
+        if given:
             with contextlib.suppress(InUseError), self._writing(alone=True, wait_s=_PATIENCE_S):
-                self._drop_blocks(unneeded)  # with other writers at work gc does it later
+                self._drop_blocks(given)
 
     def delete(self, documents: Sequence[str]) -> int:
         """Remove documents and the blocks that no other one shares; returns how many there were."""
@@ -316,8 +320,7 @@ class KnowledgeBase:
     def _drop_blocks(self, keys: Iterable[str]) -> None:
         """Delete those that no row needs; only while nobody else writes."""
         unused = set(keys) - {""}
-        for key in unused - self.store.referenced(sorted(unused)):
-            self.blocks.delete(key)
+        self.blocks.delete_many(unused - self.store.referenced(sorted(unused)))
 
     def _drop_other_generations(self) -> list[int]:
         """Old ones, and what an interrupted re-indexing left; only while nobody else writes."""

@@ -12,6 +12,7 @@ This module knows nothing about files, models or knowledge bases.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
@@ -64,11 +65,12 @@ class Chunker:
         """Tokens of a text on its own."""
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def chunks(self, text: str, kind: str = "text") -> list[Chunk]:
+    def chunks(self, text: str, kind: str = "text", *, tick: Callable[[], object] = lambda: None) -> list[Chunk]:
         """The chunks in order; they cover the text but for white space between them. A short text is one, unchanged.
 
         ``kind`` says what structure to look for: "markdown", "html" and "docx" have headings, "code:..." has
-        indentation, anything else is prose. A text of white space has no chunks.
+        indentation, anything else is prose. A text of white space has no chunks. ``tick`` is called before each chunk;
+        what it raises ends the cutting.
 
         Raises:
             InputError: for a character that takes more tokens than a chunk may have.
@@ -78,14 +80,16 @@ class Chunker:
         borders = Borders(text, kind)
         if len(text) <= 64 * self.max_tokens and self.count(text) <= self.max_tokens:
             return [Chunk(text, 0, len(text), borders.trail(0))]
-        return [Chunk(text[start:end], start, end, borders.trail(start)) for start, end in self._spans(text, borders)]
+        spans = self._spans(text, borders, tick)
+        return [Chunk(text[start:end], start, end, borders.trail(start)) for start, end in spans]
 
-    def _spans(self, text: str, borders: Borders) -> list[tuple[int, int]]:
+    def _spans(self, text: str, borders: Borders, tick: Callable[[], object]) -> list[tuple[int, int]]:
         spans: list[tuple[int, int]] = []
         length = len(text.rstrip())
         start, done = borders.next_part(0), 0
         window = 4 * self.max_tokens
         while done < length:
+            tick()
             starts, window = self._token_starts(text, start, length, window)
             stop = self._stop(text, start, length, starts, borders)
             end = start + len(text[start:stop].rstrip())

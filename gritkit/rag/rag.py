@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,18 +172,21 @@ class Rag:
         *,
         on_error: OnError | None = None,
         progress: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> AddReport:
         """Read documents and keep them, commit by commit. A known id is replaced, an unchanged document is skipped.
 
         A long document is cut into chunks. With ``on_error`` a document that cannot be taken is handed to it (id,
-        reason) and the rest goes on; what was committed stays in any case.
+        reason) and the rest goes on; what was committed stays in any case. ``cancelled`` is asked between passes of
+        the model whether to stop: then nothing of the commit that has begun is kept.
 
         Raises:
-            InputError: naming the document's id, for one without words. StoreError: when the disk refuses.
+            InputError: naming the document's id, for one without words. StoreError: when the disk refuses. AddStopped:
+                when ``cancelled`` said so.
         """
         if isinstance(documents, (str, Document)):
             documents = [documents]
-        adder = Adder(self.base, self._reader, on_error)
+        adder = Adder(self.base, self._reader, on_error, cancelled)
         try:
             with current(self.base):
                 return add_documents(adder, documents, progress=progress)

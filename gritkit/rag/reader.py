@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ SECTION = "section"
 """What a chunk's headings are called among its metadata, unless the document has an entry of that name."""
 _READ_TOKENS = 4096
 """Tokens whose key-values are in memory at once; at least one packed row."""
+_TEXTS_AT_ONCE = 256
+"""Chunks that are tokenised at once."""
 _MARGIN = 4
 """Tokens by which a text may grow where it meets its prompt."""
 
@@ -106,14 +108,21 @@ class Reader:
         cut = [document.text, document.kind, self._manifest.chunk_tokens, self._manifest.chunk_overlap]
         return _digest(json.dumps(cut)) + _digest(to_json(dict(document.metadata)))
 
-    def cut(self, document: Document) -> list[Piece]:
-        """The chunks of a document. Raises InputError, naming it, for one without words or with none that fit."""
+    def cut(self, document: Document, *, tick: Callable[[], object] = lambda: None) -> list[Piece]:
+        """The chunks of a document. Raises InputError, naming it, for one without words or with none that fit.
+
+        ``tick`` is called now and then; what it raises ends the cutting.
+        """
         try:
-            chunks = self._chunker.chunks(document.text, document.kind)
+            chunks = self._chunker.chunks(document.text, document.kind, tick=tick)
             if not chunks:
                 raise InputError("it is empty: drop it or give it words")
             texts = [chunk.text for chunk in chunks]
-            tokens = self._model.tokens.to_embed(texts, "passage", None, self._limit, truncate=False)
+            tokens: list[TokenSeq] = []
+            for start in range(0, len(texts), _TEXTS_AT_ONCE):
+                tick()
+                some = texts[start : start + _TEXTS_AT_ONCE]
+                tokens += self._model.tokens.to_embed(some, "passage", None, self._limit, truncate=False, first=start)
         except InputError as error:
             raise InputError(f"document {document.id!r:.200} cannot be added: {error}") from None
         digest, tags = self.digest(document), tags_of(document.metadata)

@@ -5,21 +5,22 @@
         async for progress in addition.commits(): ...
         addition.reply()
 
-Between commits others have their turn. Who leaves ends it after the commit that has begun; what was committed stays,
-and is passed over when it is sent again.
+Between commits others have their turn. Who leaves ends it, within a pass of the model; what was committed stays, and is
+passed over when it is sent again, and nothing is left of the commit that had begun.
 
 This module knows nothing about HTTP messages or files.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from gritkit.errors import GritkitError, InputError
-from gritkit.rag import AddReport, Document, Rag
+from gritkit.rag import AddReport, AddStopped, Document, Rag
 from gritkit_serve.bases import Writer
 from gritkit_serve.errors import HttpError, problem_of
 from gritkit_serve.schemas.kb import MAX_ERRORS, AddReply, NewDocument, NotTaken, Progress
@@ -52,10 +53,12 @@ class Addition:
     def __init__(self, found: Found, writer: Writer) -> None:
         self._found = found
         self._writer = writer
+        self._left = threading.Event()
+        """Nobody waits for it any more."""
         self._counts: Counter[str] = Counter(failed=found.num_not_taken)
 
     async def commits(self) -> AsyncGenerator[Progress, None]:
-        """How far it has come: at first, and after every commit.
+        """How far it has come: at first, and after every commit. Closed or cancelled, it ends the one that has begun.
 
         Raises:
             HttpError: where it could not go on, with what is on disk by then.
@@ -65,9 +68,12 @@ class Addition:
         yield Progress(documents_done=done, documents_total=total)
         for batch in _batches(self._found.documents):
             try:
-                report, failed = await self._writer.write(partial(_add, batch))
+                report, failed = await self._writer.write(partial(_add, batch, self._left.is_set))
             except GritkitError as error:
                 raise _stopped(error, done, total) from error
+            except BaseException:
+                self._left.set()
+                raise
             for id, reason in failed:
                 self._found.refuse(id, reason)
             for what in ("added", "updated", "skipped", "failed", "chunks"):
@@ -81,13 +87,16 @@ class Addition:
         return AddReply(**counts, errors=self._found.not_taken)
 
 
-def _add(documents: Sequence[Document], rag: Rag) -> Outcome:
+def _add(documents: Sequence[Document], cancelled: Callable[[], bool], rag: Rag) -> Outcome:
     failed: list[tuple[str, str]] = []
 
     def on_error(id: str, reason: str) -> None:
         failed.append((id, reason.removeprefix(f"document {id!r:.200} cannot be added: ")))
 
-    return rag.add(documents, on_error=on_error), failed
+    try:
+        return rag.add(documents, on_error=on_error, cancelled=cancelled), failed
+    except AddStopped:  # nobody hears of it
+        return AddReport(), failed
 
 
 def found_in(given: Sequence[NewDocument]) -> Found:

@@ -9,7 +9,7 @@ import pytest
 
 from gritkit.errors import InputError, StoreError
 from gritkit.model import GritModel
-from gritkit.rag import AddReport, Document, Rag, reindex
+from gritkit.rag import AddReport, AddStopped, Document, Rag, reindex
 from gritkit.rag.adding import batches
 from gritkit.rag.base import KnowledgeBase
 from tests.models import TEXTS, grit_model, shared_model
@@ -46,6 +46,69 @@ def texts(rag: Rag) -> dict[str, list[str]]:
 
 def num_blocks(rag: Rag) -> int:
     return len(list(rag.base.blocks.keys()))
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def passes(rag: Rag, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each pass that documents are read in; a pass takes two chunks."""
+    read, seen = GritModel.read_tokens, []
+
+    def counted(model: GritModel, sequences: Any, **options: Any) -> Any:
+        seen.append(sum(map(len, sequences)))
+        return read(model, sequences, **options)
+
+    monkeypatch.setattr("gritkit.rag.reader._READ_TOKENS", 160)
+    monkeypatch.setattr("gritkit.rag.reader.token_budget", lambda device: 160)
+    monkeypatch.setattr(GritModel, "read_tokens", counted)
+    return seen
+
+
+def test_stopped_at_any_moment_it_is_as_it_was(rag: Rag, passes: list[int]) -> None:
+    text = LONG[:400]
+    rag.add([Document(LONG[:200], id="a"), Document(text, id="same chunks")])
+    kept, blocks = texts(rag), set(rag.base.blocks.keys())
+    passes.clear()
+    after = [Document(f"{text} new {text}", id="a"), Document(f"{text} newer", id="b", kind="markdown")]
+    for last in range(1000):
+        asked = 0
+
+        def cancelled(last: int = last) -> bool:
+            nonlocal asked
+            asked += 1
+            return asked > last
+
+        try:
+            report = rag.add(after, cancelled=cancelled)
+            break
+        except AddStopped:
+            assert asked == last + 1
+            assert texts(rag) == kept
+            assert set(rag.base.blocks.keys()) == blocks
+            assert not list(rag.base.blocks.folder.rglob("*.tmp"))
+    assert len(passes) > last > 20
+    assert (report.added, report.updated) == (1, 1)
+    assert sorted(texts(rag)) == ["a", "b", "same chunks"]
+    assert num_blocks(rag) == len({row.block_key for rows in rag.base.store.scan() for row in rows})
+
+
+def test_it_stops_before_the_next_pass(rag: Rag, passes: list[int]) -> None:
+    with pytest.raises(AddStopped, match="what was committed before stays"):
+        rag.add(LONG, cancelled=lambda: len(passes) == 2)
+    assert len(passes) == 2
+    assert len(rag) == 0
+    rag.add(LONG)
+    assert len(passes) > 5
+
+
+def test_it_stops_between_commits_with_what_was_committed(rag: Rag, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gritkit.rag.adding._DOCUMENTS_AT_ONCE", 1)
+    with pytest.raises(AddStopped):
+        rag.add(TEXTS, cancelled=lambda: len(rag) == 2)
+    assert len(rag) == 2
+    assert rag.add(TEXTS) == AddReport(added=len(TEXTS) - 2, skipped=2, chunks=len(TEXTS) - 2)
 
 
 # -- commits -------------------------------------------------------------------------------------------------------

@@ -148,6 +148,23 @@ def test_a_short_text_is_one_chunk_and_space_is_none() -> None:
     assert chunker.chunks("") == chunker.chunks(" \n\t") == []
 
 
+def test_it_can_be_ended_before_every_chunk() -> None:
+    chunker, text = Chunker(TOKENIZERS["bytes"], max_tokens=16, overlap=4), "some words of a long text. " * 40
+    chunks, told = chunker.chunks(text), []
+    assert chunker.chunks(text, tick=lambda: told.append(1)) == chunks
+    assert len(told) >= len(chunks) > 10
+
+    def end() -> None:
+        told.append(1)
+        if len(told) == 3:
+            raise KeyError
+
+    told.clear()
+    with pytest.raises(KeyError):
+        chunker.chunks(text, tick=end)
+    assert len(told) == 3
+
+
 def test_the_tokenizer_is_left_as_it_is() -> None:
     mine = byte_tokens()
     mine.enable_truncation(10)

@@ -12,6 +12,7 @@ from gritkit.errors import InputError
 from gritkit.kv.codecs import CodecName
 from gritkit.model import GritModel
 from gritkit.rag import Document
+from gritkit.rag.chunking import Chunk
 from gritkit.rag.coding import BlockCoder
 from gritkit.rag.rates import Rates
 from gritkit.rag.reader import CHUNK_TOKENS, Reader, manifest_of, same_text, with_metadata
@@ -105,6 +106,21 @@ def test_neighbouring_chunks_overlap(model: GritModel) -> None:
     words = [f"w{i}" for i in range(200)]
     pieces = reader_of(model, chunk_tokens=60, chunk_overlap=20).cut(Document(" ".join(words)))
     assert any(set(a.text.split()) & set(b.text.split()) for a, b in itertools.pairwise(pieces))
+
+
+def test_many_chunks_are_tokenised_a_few_at_a_time(model: GritModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, document = reader_of(model, chunk_tokens=40), Document(" ".join(f"w{i}" for i in range(100)), id="a")
+    whole, told = reader.cut(document), []
+    monkeypatch.setattr("gritkit.rag.reader._TEXTS_AT_ONCE", 3)
+    pieces = reader.cut(document, tick=lambda: told.append(1))
+    assert [(one.text, one.tokens.ids.tolist()) for one in pieces] == [
+        (one.text, one.tokens.ids.tolist()) for one in whole
+    ]
+    assert len(told) > len(whole) > 3  # once for each chunk, and between
+    reader._limit = len(pieces[3].tokens) - 1
+    monkeypatch.setattr(reader._chunker, "chunks", lambda *_, **__: [Chunk("w", 0, 1)] * 4 + [Chunk("w0 " * 99, 0, 9)])
+    with pytest.raises(InputError, match="text 4"):  # in its document
+        reader.cut(document)
 
 
 def test_a_short_text_is_one_piece_unchanged(model: GritModel) -> None:

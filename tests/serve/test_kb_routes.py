@@ -14,13 +14,17 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("lancedb")
 
+from gritkit.model import GritModel
 from gritkit.rag import Document
 from gritkit_serve import adding
+from gritkit_serve.bases import Bases
 from gritkit_serve.settings import Settings
 from tests.models import TEXTS
 from tests.serve.knowledge import DOCUMENTS, error_of, events, filled, kb_serving, library
-from tests.serve.serving import Running, serving
+from tests.serve.serving import PATIENCE_S, Running, serving
+from tests.serve.talking import asking, until
 from tests.serve.test_bases import HOSTILE
+from tests.serve.test_disconnect import Held
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +196,63 @@ def test_an_addition_that_is_abandoned_ends_with_its_commit(
     report = client.post("/v1/kb/four/documents", json={"documents": body["documents"][: num + 1]}).json()
     assert (report["skipped"], report["added"]) == (num, 1)
     client.delete("/v1/kb/four")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Chunks of each pass that documents are read in."""
+    read, seen = GritModel.read_tokens, []
+
+    def counted(model: GritModel, sequences: Any, **options: Any) -> Any:
+        seen.append(len(sequences))
+        return read(model, sequences, **options)
+
+    monkeypatch.setattr(GritModel, "read_tokens", counted)
+    return seen
+
+
+LARGE = {"documents": [{"id": "large", "text": "ab cd " * 12_000}]}
+"""More than a dozen passes, in one commit."""
+
+
+def bases_of(server: Running) -> Bases:
+    assert server.service.bases is not None
+    return server.service.bases
+
+
+@pytest.mark.parametrize("query", ["", "?stream=true"])
+def test_a_large_document_ends_when_its_client_leaves(
+    server: Running, client: httpx.Client, passes: list[int], query: str
+) -> None:
+    filled(client, "seven", [{"id": "small", "text": "stays"}])
+    block_bytes = client.get("/v1/kb/seven").json()["block_bytes"]
+    turns = bases_of(server)._turns
+    passes.clear()
+    with Held(server) as held, asking(server, f"/v1/kb/seven/documents{query}", LARGE) as connection:
+        assert held.waiting.wait(PATIENCE_S)
+        connection.close()
+        assert until(lambda: turns["seven"].places == 0, PATIENCE_S)
+        held.free.set()
+        assert until(lambda: "seven" not in turns, PATIENCE_S)
+    assert len(passes) == 1  # the one that it was at
+    assert client.get("/v1/kb/seven").json()["block_bytes"] == block_bytes
+    assert [one["id"] for one in client.get("/v1/kb/seven/documents").json()["data"]] == ["small"]
+    assert client.post("/v1/kb/seven/documents", json=LARGE).json()["added"] == 1
+    assert len(passes) > 12
+    client.delete("/v1/kb/seven")
+
+
+def test_a_large_document_ends_with_its_time(tmp_path: Path, passes: list[int]) -> None:
+    settings = Settings(request_seconds=3.0, drain_seconds=2.0)
+    with kb_serving(tmp_path, settings=settings) as short, short.client() as client:
+        client.post("/v1/kb", json={"name": "a"})
+        with Held(short) as held:
+            answer = client.post("/v1/kb/a/documents", json=LARGE)
+            assert answer.status_code == 504, answer.text
+            held.free.set()
+            assert until(lambda: not bases_of(short)._turns, PATIENCE_S)
+        assert len(passes) == 1
+        assert client.get("/v1/kb/a").json()["documents"] == 0
 
 
 @pytest.mark.parametrize(
