@@ -210,21 +210,25 @@ class Decoder:
         """
         room = self.room(request)
         choice = self._take_slot(request)
-        slot = choice.slot
         try:
+            row = self._row(request, choice, room, sampler)
             if choice.source is not None:
-                self._store.copy(choice.source, slot, choice.length)
-            self._lay(slot, request)
+                self._store.copy(choice.source, choice.slot, choice.length)
+            self._lay(choice.slot, request)
         except BaseException:
-            self._store.release(slot)
+            self._store.release(choice.slot)
             raise
         number, self._next = self._next, self._next + 1
+        self._rows[number] = row
+        return number
+
+    def _row(self, request: Request, choice: Choice, room: int, sampler: Sampler | None) -> _Row:
         laid = joined_ids(request.documents, request.join)
         prompt_ids = list(request.prompt_ids)
         later = request.places[1:] if request.link_tokens else []
         links = [(start, laid[start : min(start + request.link_tokens, end)]) for start, end in later]
-        self._rows[number] = _Row(
-            slot=slot,
+        return _Row(
+            slot=choice.slot,
             request=request,
             limit=min(request.params.max_new_tokens, room),
             sampler=sampler or Sampler(request.params, laid + prompt_ids, request.constraint),
@@ -232,7 +236,6 @@ class Decoder:
             todo=[*links, (len(laid) + choice.length, prompt_ids[choice.length :])],
             num_shared=choice.length,
         )
-        return number
 
     def _take_slot(self, request: Request) -> Choice:
         """Raises InputError when none is free."""

@@ -163,6 +163,20 @@ def test_the_library_raises_what_a_request_fails_with() -> None:
         seen += model.stream_requests(both(Refusing()))
 
 
+def test_a_request_that_cannot_join_takes_no_slot() -> None:
+    """Also where that shows only once it has one."""
+    model = shared_model()
+    rows = decoder(model, num_slots=1, share_prefixes=True)
+    rows.join(request(BEGINNING))
+    assert list(rows.run())
+    for _ in range(2):
+        with pytest.raises(OverflowError):
+            rows.join(Request([*BEGINNING, -1]))  # a token that no text has
+    assert (rows.num_free, rows.busy) == (1, False)
+    row = rows.join(request(PROMPTS[0]))
+    assert ends(list(rows.run())) == {row: alone(model, PROMPTS[0])}
+
+
 # -- a pass ------------------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +211,9 @@ def test_a_step_that_raised_can_be_repeated(prefill_chunk: int, failing: int) ->
 def all_finite(rows: Decoder, num_slots: int = 3) -> bool:
     """Whether every slot holds nothing but numbers."""
     layers = range(rows._backbone.num_layers)
-    return all(buffer.isfinite().all() for layer in layers for buffer in rows._store.get_many(layer, 0, num_slots, 0, 64))
+    return all(
+        buffer.isfinite().all() for layer in layers for buffer in rows._store.get_many(layer, 0, num_slots, 0, 64)
+    )
 
 
 def poisoned(model: GritModel) -> int:
