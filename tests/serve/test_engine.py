@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -270,29 +270,40 @@ def test_a_failing_pass_ends_its_requests_and_not_the_engine(caplog: pytest.LogC
             handle.remove()
             assert (await waiting.result()).text  # it had no part in the pass that failed
             assert (await one.generate(request(model, TEXTS[0], 3)).result()).text
-            assert one.load().failures == 1
+            load = one.load()
+            assert (load.failures, load.counts["failed"], load.counts["finished"]) == (1, 1, 2)
 
     run(test)
 
 
+@dataclass(frozen=True)
 class Lost(DocKV):
-    """A document whose key-values the device has no room for."""
+    """A document whose key-values cannot be had."""
+
+    error: Exception = field(kw_only=True)
 
     def layer(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        raise MemoryError
+        raise self.error
 
 
-def test_a_request_whose_documents_cannot_be_laid_has_an_end_too() -> None:
+@pytest.mark.parametrize(
+    ("error", "end", "failures"),
+    [(MemoryError(), EngineFailed, 1), (InputError("MemoryError, the client's own"), InputError, 0)],
+)
+def test_a_request_whose_documents_cannot_be_laid_has_an_end_too(
+    error: Exception, end: type[Exception], failures: int
+) -> None:
     model = grit_model("llama")
     _, (read,) = model.read(["one"])
-    lost = Lost(read.ids, read.num_bos, read.num_prompt, read.keys, read.values)
+    lost = Lost(read.ids, read.num_bos, read.num_prompt, read.keys, read.values, error=error)
 
     async def test() -> None:
         async with engine(model, slots=1) as one:
-            with pytest.raises(EngineFailed, match="MemoryError"):
+            with pytest.raises(end, match="MemoryError"):
                 await one.generate(replace(request(model, TEXTS[0]), documents=[lost])).result()
-            await until(lambda: one.load().failures == 1)
+            await until(lambda: one.load().failures == failures)
             await until(lambda: one.state == "ready")
+            assert one.load().counts["failed"] == 1
 
     run(test)
 
@@ -441,6 +452,7 @@ def test_stopping_ends_what_takes_too_long() -> None:
             await asyncio.to_thread(one.stop, drain_s=0.0)
             ends = await asyncio.gather(*(g.result() for g in generations), texts, return_exceptions=True)
             assert all(isinstance(end, NotServing) for end in ends)
+            assert one.load().counts["failed"] == len(generations)
 
     run(test)
 
@@ -470,6 +482,30 @@ def test_a_call_that_outlives_the_engine_has_no_more_passes_anywhere() -> None:
             assert not threads
             model.embed(TEXTS[0])
             assert threads == [threading.current_thread()]
+
+    run(test)
+
+
+def test_everything_is_counted_from_nought() -> None:
+    """A figure that is not there yet cannot be told from one that is not kept."""
+    counts = Engine(grit_model("llama")).load().counts
+    assert set(counts.values()) == {0}
+    generations = {"finished", "failed", "cancelled", "prompt_tokens", "cached_tokens", "completion_tokens"}
+    assert set(counts) == generations | {"texts", "tokens", "rows"}
+
+
+def test_one_that_left_while_it_waited_is_counted_as_that_at_the_end_too() -> None:
+    model = grit_model("llama")
+
+    async def test() -> None:
+        async with engine(model, slots=1) as one:
+            await one.generate(request(model, TEXTS[0], 3)).result()
+            with one._wake:  # the engine's thread cannot look before it has to stop
+                one.generate(request(model, TEXTS[0])).cancel()
+                one._ending = True
+            await asyncio.to_thread(one.stop, drain_s=0.0)
+            counts = one.load().counts
+            assert (counts["cancelled"], counts["failed"], counts["finished"]) == (1, 0, 1)
 
     run(test)
 

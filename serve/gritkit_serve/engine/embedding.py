@@ -58,7 +58,7 @@ class Embedding:
         self._arrived: deque[Texts] = deque()
         self._jobs: deque[Texts] = deque()
         self._running: list[tuple[Texts, int]] = []
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(texts=0, tokens=0, rows=0)
         """Since the start: texts, tokens and rows embedded."""
 
     @property

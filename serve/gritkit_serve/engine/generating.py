@@ -22,6 +22,7 @@ from gritkit_serve.engine.generation import Generation
 from gritkit_serve.engine.limits import EngineLimits
 
 _LOG = logging.getLogger("gritkit.serve")
+_COUNTED = ("finished", "failed", "cancelled", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 
 class Generating:
@@ -41,7 +42,7 @@ class Generating:
         self._decoders: dict[str | None, Decoder] = {}
         self._rows: dict[str | None, dict[int, Generation]] = {}
         self._turn: deque[str | None] = deque()
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0))
         """Since the start: generations finished, failed and cancelled, tokens of prompts, cached and generated ones."""
 
     @property
@@ -88,14 +89,18 @@ class Generating:
         if not isinstance(error, InputError):  # what the client has sent is no matter of the operator's
             what = error if isinstance(error, GenerationError) else type(error).__name__
             _LOG.error("a generation failed: %s", what, exc_info=error.__cause__ or error)
-        self.counts["failed"] += 1
+        self._end(generation, error)
+
+    def _end(self, generation: Generation, error: GritkitError) -> None:
+        """With an error; one whose client has left counts as cancelled."""
+        self.counts["cancelled" if generation.cancelled else "failed"] += 1
         self._delivery.add(generation.loop, generation.deliver, error)
 
     def fail(self, error: GritkitError) -> None:
         """End everything that runs with this error; what waits has not been touched and goes on waiting."""
         for rows in self._rows.values():
             for generation in rows.values():
-                self._delivery.add(generation.loop, generation.deliver, error)
+                self._end(generation, error)
         self._rows.clear()
         self._decoders.clear()
         self._turn.clear()
@@ -104,8 +109,7 @@ class Generating:
         """End everything that waits."""
         for queue in (self._arrived, self._waiting):
             while queue:
-                generation = queue.popleft()
-                self._delivery.add(generation.loop, generation.deliver, error)
+                self._end(queue.popleft(), error)
 
     def _release_cancelled(self) -> None:
         for adapter, rows in self._rows.items():
@@ -137,10 +141,9 @@ class Generating:
                 return False
             row = decoder.join(generation.request)
         except GritkitError as error:
-            self._delivery.add(generation.loop, generation.deliver, error)
+            self._end(generation, error)
         except Exception as error:  # it may be the device's, which brought documents to the slot
-            failed = EngineFailed(f"a forward pass failed: {type(error).__name__}")
-            self._delivery.add(generation.loop, generation.deliver, failed)
+            self._end(generation, EngineFailed(f"a forward pass failed: {type(error).__name__}"))
             raise
         else:
             self._rows[generation.adapter][row] = generation
