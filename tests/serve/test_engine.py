@@ -308,6 +308,52 @@ def test_a_request_whose_documents_cannot_be_laid_has_an_end_too(
     run(test)
 
 
+class Watched(Engine):
+    """Notes what its state becomes without its lock, when it may have become something else meanwhile."""
+
+    unlocked: tuple[str, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        lock = self.__dict__.get("_wake")
+        if name == "state" and lock is not None and not lock._is_owned():
+            self.unlocked += (value,)
+        super().__setattr__(name, value)
+
+
+def test_its_state_changes_under_its_lock_and_recovering_is_no_escape_from_stopping(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = grit_model("llama")
+    broken, recovered, gate = threading.Event(), threading.Event(), threading.Event()
+
+    def fail(*_: Any) -> None:
+        if broken.is_set():
+            raise RuntimeError("the device is gone")
+        if one.state == "failed":
+            recovered.set()
+            assert gate.wait(PATIENCE_S)
+
+    one = Watched(model)
+
+    async def test() -> None:
+        one.start()
+        broken.set()
+        with pytest.raises(EngineFailed):
+            await one.generate(request(model, TEXTS[0])).result()
+        await until(lambda: one.state == "failed")
+        broken.clear()
+        await until(recovered.is_set)
+        stopping = asyncio.ensure_future(asyncio.to_thread(one.stop, drain_s=30.0))
+        await until(lambda: one.state == "draining")
+        gate.set()
+        await stopping
+        assert one.state == "stopped"
+
+    model.lm.get_decoder().register_forward_pre_hook(fail)
+    run(test)
+    assert one.unlocked == ()
+
+
 class Ending:
     """A constraint that allows everything, and fails at its third token."""
 

@@ -119,7 +119,7 @@ class Engine:
         except BaseException:
             self.model.run_passes(None)
             raise
-        self.state = "ready"
+        self._become("ready", after="starting")
         self._thread.start()
 
     def stop(self, *, drain_s: float) -> None:
@@ -331,9 +331,8 @@ class Engine:
         with self._wake:
             self._in_turn = False  # what failed has ended: stop() need not wait for this
         self._failures += 1
-        before, pause = self.state, 0.05
-        if before == "ready":
-            self.state = "failed"
+        self._become("failed", after="ready")
+        pause = 0.05
         while not self._ending:
             try:
                 self._adapters.use(None)
@@ -345,8 +344,13 @@ class Engine:
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             else:
                 break
-        if self.state == "failed":
-            self.state = "ready"
+        self._become("ready", after="failed")
+
+    def _become(self, state: State, *, after: State) -> None:
+        """Unless it has become something else: an engine that is to stop takes nothing again."""
+        with self._wake:
+            if self.state == after:
+                self.state = state
 
     def _try_out(self) -> None:
         """A few tokens in both modes."""
