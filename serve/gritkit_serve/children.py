@@ -36,4 +36,12 @@ async def child(module: str, **options: Any) -> AsyncIterator[asyncio.subprocess
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)  # process.kill() may wait for it, and asyncio could not any more
         with CancelScope(shield=True):
-            await process.wait()
+            await _ended(process)
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """asyncio waits for the end of what it said as well, and that is not read while the reader has enough of it."""
+    assert process.stdout is not None
+    while await process.stdout.read(1 << 16):
+        pass
+    await process.wait()

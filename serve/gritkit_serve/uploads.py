@@ -12,19 +12,16 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from anyio import CancelScope
-
 from gritkit.errors import InputError
 from gritkit.rag import Document
 from gritkit_serve.adding import Found
+from gritkit_serve.children import START_S, child
 from gritkit_serve.engine import Overloaded
 from gritkit_serve.errors import HttpError
 from gritkit_serve.parsing import Job
@@ -38,11 +35,8 @@ _REQUESTS = 4  # whose files are taken in at once: each file above 1 MB is an op
 _PROCESSES = 2  # at work at once
 _FILES = 64  # of one process: each is an open one
 _RETRY_S = 5.0
-_START_S = 60.0  # for a process to begin, on a busy machine
 _PATIENCE = 4  # times the seconds of CPU that a file may take: on a busy machine it gets a part of one
 _LINE_BYTES = 4 * (MAX_ID_CHARS + MAX_METADATA_BYTES) + 4096  # in ASCII every character may take six bytes
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
-"""What Python needs to start; no keys."""
 
 
 @dataclass(frozen=True)
@@ -129,24 +123,15 @@ class _Reading:
     async def go_on(self) -> None:
         """Read a number of files, or up to one that ends the process."""
         files = await asyncio.to_thread(_opened, self.left[:_FILES])
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gritkit_serve.parsing",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            pass_fds=[handle for handle, _ in files], limit=_LINE_BYTES,
-        )  # fmt: skip
         num_read, reason = 0, "reading it ended unexpectedly: is it damaged?"
-        try:
-            await asyncio.wait_for(self._begin(process, files), _START_S)
-            while num_read < len(files) and await self._file(process):
-                num_read += 1
-        except asyncio.TimeoutError:
-            reason = self._too_long
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            with CancelScope(shield=True):
-                await process.wait()
+        handles = [handle for handle, _ in files]
+        async with child("gritkit_serve.parsing", pass_fds=handles, limit=_LINE_BYTES) as process:
+            try:
+                await asyncio.wait_for(self._begin(process, files), START_S)
+                while num_read < len(files) and await self._file(process):
+                    num_read += 1
+            except asyncio.TimeoutError:
+                reason = self._too_long
         if num_read < len(files):
             took_too_long = process.returncode == -signal.SIGXCPU
             self.found.refuse(files[num_read][1], self._too_long if took_too_long else reason)
