@@ -19,7 +19,9 @@ from gritkit_serve.calls import Call
 
 LOG = logging.getLogger("gritkit.serve")
 _BODY_CHARS = 16 << 10
-_NO_FILES = "socket.accept() out of system resource"
+_NO_FILES = ("socket.accept() out of system resource", "Exception in callback BaseSelectorEventLoop._start_serving(")
+"""asyncio says the first for each of the connections that wait, and will try again as often; the second each time that
+the socket is closed by then."""
 _SELDOM_S = 60.0
 
 
@@ -43,14 +45,16 @@ class Seldom(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: float | None = None
+        self._last: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name != "asyncio" or not record.getMessage().startswith(_NO_FILES):
-            return True
-        if self._last is not None and 0 <= record.created - self._last < _SELDOM_S:
-            return False
-        self._last = record.created
+        text = record.getMessage() if record.name == "asyncio" else ""
+        for beginning in _NO_FILES:
+            if text.startswith(beginning):
+                since = record.created - self._last.get(beginning, -_SELDOM_S)
+                if 0 <= since < _SELDOM_S:
+                    return False
+                self._last[beginning] = record.created
         return True
 
 

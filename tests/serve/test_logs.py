@@ -166,10 +166,13 @@ def test_that_no_file_can_be_opened_is_said_once_a_minute(capsys: pytest.Capture
 
     for seconds in (1000.0, 1000.1, 1059.9, 1060.0, 1060.1):
         say(seconds)
-    say(1060.2, "something else")
+    closed = "Exception in callback BaseSelectorEventLoop._start_serving(<function ...>)\nhandle: ..."
+    say(1060.2, closed)
+    say(1060.3, closed)
+    say(1060.4, "something else")
     said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [line["time"][14:19] for line in said] == ["16:40", "17:40", "17:40"]
-    assert said[-1]["event"] == "something else"
+    assert [line["time"][14:21] for line in said] == ["16:40.0", "17:40.0", "17:40.2", "17:40.4"]
+    assert [line["event"] for line in said[2:]] == [closed.splitlines()[0], "something else"]
 
 
 @pytest.mark.usefixtures("json_lines")
