@@ -19,7 +19,6 @@ import contextlib
 import logging
 import os
 import re
-import secrets
 import shutil
 import threading
 from collections import Counter
@@ -30,14 +29,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from gritkit.errors import GritkitError, InputError, StoreError
-from gritkit.files import resolve, sync_folder, write_atomic
+from gritkit.files import resolve, write_atomic
 from gritkit.kv.codecs import DEFAULT_CODEC
 from gritkit.rag import Rag
 from gritkit.rag.base import KnowledgeBase, Stats
 from gritkit.rag.lock import InUseError
-from gritkit.rag.manifest import FILE_NAME
 from gritkit.rag.place import place_of
 from gritkit.rag.reader import manifest_of
+from gritkit_serve.base_folders import NAME, clear_remains, is_free, put_aside, tidy
 from gritkit_serve.engine import Overloaded
 from gritkit_serve.errors import ConflictError, HttpError, NotFoundError
 from gritkit_serve.open_bases import GoneError, OpenBases, Where, identity_of
@@ -48,12 +47,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 INSTRUCTION_FILE = ".gritkit_serve_instruction"
 """Beside a base's manifest: what its queries are embedded with. Hidden, so that a folder with it alone is empty."""
-_DELETED = ".deleted-"
-_TABLE = re.compile(r"documents_\d+\.lance")
-_OF_BLOCKS = re.compile(r"[0-9a-f]{64}\.kv|rates-.*\.json|\..*")
 _WRITERS = 2  # at work at once: the device has no use for more, and those who read need threads too
 _PATIENCE_S = 10.0  # with those who still read what is to be deleted, and with other processes
 _RETRY_S = 5.0
@@ -145,7 +140,7 @@ class Bases:
         self._turns: dict[str, _Turns] = {}
         self._writers = asyncio.Semaphore(_WRITERS)
         self._unfinished: set[asyncio.Future[Any]] = set()
-        self._tidy_folder()
+        tidy(self.folder, within=self._single is None)
 
     # -- names and paths -----------------------------------------------------------------------------------------
 
@@ -314,13 +309,12 @@ class Bases:
         model.tokens.format.embed_prefix("query", instruction)  # raises before anything is made
         manifest_of(model, **{**options, "codec": options.get("codec") or DEFAULT_CODEC})
         with self._making:
-            if not _is_free(path):
+            if not is_free(path):
                 raise ConflictError(f"a knowledge base {name!r} is there already")
             if len(self.names()) >= self._settings.max_bases:
                 raise ConflictError(f"there are {self._settings.max_bases} knowledge bases, and no room for more")
             try:
-                if _is_remains(path):
-                    self._clear(path)
+                clear_remains(path)
                 if instruction is None:
                     (path / INSTRUCTION_FILE).unlink(missing_ok=True)  # of an attempt that was killed
                 else:
@@ -343,19 +337,12 @@ class Bases:
                 # whoever makes it has its manifest first: what came after it would make the folder anew. It is let go
                 # last, so that the next one to be made is not barred any more.
                 locks.enter_context(self._making)
-                trash = self._put_aside(path)
+                trash = put_aside(path)
         except GoneError:
             raise _unknown(name) from None
         except (StoreError, OSError) as error:
             raise self._failure(name, error, status=507) from error
         shutil.rmtree(trash, ignore_errors=True)
-
-    def _put_aside(self, path: Path) -> Path:
-        """Take a folder out of the way at once, to be removed."""
-        trash = self.folder / f"{_DELETED}{path.name}-{secrets.token_hex(8)}"
-        os.rename(path, trash)
-        sync_folder(self.folder)
-        return trash
 
     def _facts(self, name: str) -> Facts:
         where = self.where(name)
@@ -387,72 +374,10 @@ class Bases:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return reason.replace(str(self.where(name)), name).replace(str(self.folder), ".")
 
-    # -- the folder ----------------------------------------------------------------------------------------------
-
-    def _tidy_folder(self) -> None:
-        """Make it, finish deletions that a kill interrupted, and clear away what is left of others."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self._single is None:
-                for name in os.listdir(self.folder):
-                    path = self.folder / name
-                    if name.startswith(_DELETED):
-                        shutil.rmtree(path, ignore_errors=True)
-                    elif NAME.fullmatch(name) and _is_remains(path):
-                        with contextlib.suppress(StoreError):  # another process is at it
-                            self._clear(path)
-                    elif not NAME.fullmatch(name) and (path / FILE_NAME).is_file():
-                        _log.warning("%s is not served: its name must match %s", path, NAME.pattern)
-        except OSError as error:
-            raise StoreError(f"cannot use the folder {self.folder}: {error.strerror or error}") from error
-
-    def _clear(self, path: Path) -> None:
-        """Remove what is left of a base, unless another process has made one there meanwhile."""
-        with place_of(path).writing(alone=True, wait_s=0.0):
-            trash = self._put_aside(path) if _is_remains(path) else None
-        if trash is not None:
-            shutil.rmtree(trash, ignore_errors=True)
-
 
 def _slug(folder: str) -> str:
     """A folder's name as one that clients can ask for."""
     return re.sub(r"[^a-z0-9_-]+", "-", folder.lower()).strip("-_")[:63] or "kb"
-
-
-def _is_free(path: Path) -> bool:
-    """Whether a base can be made there: nothing is, the hidden files of a killed attempt, or what is left of one."""
-    try:
-        return not path.is_symlink() and (all(name.startswith(".") for name in os.listdir(path)) or _is_remains(path))
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-
-
-def _is_remains(path: Path) -> bool:
-    """Whether a folder holds what who opened a base or wrote to it makes anew there once it is deleted: no more than
-    tables without rows, and key-values that no row names."""
-    try:
-        if path.is_symlink():
-            return False
-        found = [one for one in path.iterdir() if not one.name.startswith(".")]
-        rubbish = bool(found) and all(_is_empty_table(one) or _is_blocks(one) for one in found)
-        return rubbish and not os.path.lexists(path / FILE_NAME)  # one that is being made has it first
-    except OSError:
-        return False
-
-
-def _is_empty_table(path: Path) -> bool:
-    if _TABLE.fullmatch(path.name) is None or path.is_symlink() or not path.is_dir():
-        return False
-    rows = path / "data"
-    return not rows.exists() or not any(rows.iterdir())
-
-
-def _is_blocks(path: Path) -> bool:
-    if path.name != "blocks" or path.is_symlink() or not path.is_dir():
-        return False
-    return all(_OF_BLOCKS.fullmatch(name) for _, _, names in os.walk(path) for name in names)
 
 
 def _instruction(where: Where) -> str | None:

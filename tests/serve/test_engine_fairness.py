@@ -34,19 +34,24 @@ def test_nobody_waits_longer_than_a_turn_of_each_other() -> None:
     assert max(waits) <= 2
 
 
-def test_idle_time_is_not_saved_up() -> None:
-    """Who comes back after a long rest is level with who worked, and does not get the device alone."""
-    share = FairShare(KINDS)
-    for _ in range(100):
-        assert share.next({"a"}) == "a"
-        share.spent("a", 1.0)
+def turns_of_both(share: FairShare) -> list[str]:
+    """Ten of them, of one length, while both want."""
     turns = []
     for _ in range(10):
         kind = share.next({"a", "b"})
         assert kind is not None
         turns.append(kind)
         share.spent(kind, 1.0)
-    assert turns.count("b") == 5
+    return turns
+
+
+def test_idle_time_is_not_saved_up() -> None:
+    """Who comes back after a long rest is level with who worked, and does not get the device alone."""
+    share = FairShare(KINDS)
+    for _ in range(100):
+        assert share.next({"a"}) == "a"
+        share.spent("a", 1.0)
+    assert turns_of_both(share).count("b") == 5
 
 
 def test_a_rest_is_no_escape_from_what_was_spent() -> None:
@@ -67,13 +72,7 @@ def test_rest_while_nobody_else_works_saves_nothing_up_either() -> None:
         share.spent("a", 1.0)
     assert share.next({"b"}) == "b"
     share.spent("b", 0.5)
-    turns = []
-    for _ in range(10):
-        kind = share.next({"a", "b"})
-        assert kind is not None
-        turns.append(kind)
-        share.spent(kind, 1.0)
-    assert turns.count("a") == 5
+    assert turns_of_both(share).count("a") == 5
 
 
 @given(st.lists(st.tuples(st.sets(st.sampled_from(KINDS)), st.integers(1, 20)), max_size=20))
