@@ -20,6 +20,7 @@ from gritkit.model import GritModel
 from gritkit.rag import Rag
 from gritkit.rag.manifest import FILE_NAME
 from gritkit.rag.place import FolderPlace, place_of
+from gritkit_serve import base_folders
 from gritkit_serve import bases as module
 from gritkit_serve.bases import INSTRUCTION_FILE, Bases
 from gritkit_serve.engine import Engine, Overloaded
@@ -414,7 +415,7 @@ def test_one_that_is_made_again_while_it_is_deleted_is_there(
     async def test(bases: Bases) -> None:
         making = bases._making = Watched()  # type: ignore[assignment]
         await bases.create("a")
-        sync, renamed = module.sync_folder, threading.Event()
+        sync, renamed = base_folders.sync_folder, threading.Event()
         release, barred = making.release, []
 
         def let_go() -> None:
@@ -426,7 +427,7 @@ def test_one_that_is_made_again_while_it_is_deleted_is_there(
             assert making.waiting.wait(PATIENCE_S)
             sync(folder)
 
-        monkeypatch.setattr(module, "sync_folder", wait)
+        monkeypatch.setattr(base_folders, "sync_folder", wait)
         monkeypatch.setattr(making, "release", let_go)
         deleting = asyncio.ensure_future(bases.delete("a"))
         await reached(renamed.is_set)
