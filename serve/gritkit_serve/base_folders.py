@@ -22,7 +22,9 @@ from gritkit.rag.place import place_of
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _DELETED = ".deleted-"
 _TABLE = re.compile(r"documents_\d+\.lance")
-_OF_BLOCKS = re.compile(r"[0-9a-f]{64}\.kv|rates-.*\.json|\..*")
+INSTRUCTION_FILE = ".gritkit_serve_instruction"
+"""Beside a base's manifest: what its queries are embedded with. Hidden, so that a folder with it alone is empty."""
+_HIDDEN = frozenset({".lock", INSTRUCTION_FILE})
 
 _log = logging.getLogger("gritkit.serve")
 
@@ -82,26 +84,28 @@ def is_free(path: Path) -> bool:
 
 
 def _is_remains(path: Path) -> bool:
-    """Whether a folder holds what who opened a base or wrote to it makes anew there once it is deleted: no more than
-    tables without rows, and key-values that no row names."""
+    """Whether a folder holds what who opened a base makes anew once it is deleted, and nothing that anybody wrote: tables
+    without rows, and folders for key-values without any. What is being copied there, or is of others, stays."""
     try:
         if path.is_symlink():
             return False
-        found = [one for one in path.iterdir() if not one.name.startswith(".")]
-        rubbish = bool(found) and all(_is_empty_table(one) or _is_blocks(one) for one in found)
+        found = [one for one in path.iterdir() if one.name not in _HIDDEN]
+        tables = [one for one in found if _TABLE.fullmatch(one.name)]
+        rest = [one for one in found if one not in tables]
+        rubbish = bool(tables) and all(map(_is_empty_table, tables)) and all(map(_is_empty_blocks, rest))
         return rubbish and not os.path.lexists(path / FILE_NAME)  # one that is being made has it first
     except OSError:
         return False
 
 
 def _is_empty_table(path: Path) -> bool:
-    if _TABLE.fullmatch(path.name) is None or path.is_symlink() or not path.is_dir():
+    if path.is_symlink() or not path.is_dir():
         return False
     rows = path / "data"
     return not rows.exists() or not any(rows.iterdir())
 
 
-def _is_blocks(path: Path) -> bool:
+def _is_empty_blocks(path: Path) -> bool:
     if path.name != "blocks" or path.is_symlink() or not path.is_dir():
         return False
-    return all(_OF_BLOCKS.fullmatch(name) for _, _, names in os.walk(path) for name in names)
+    return not any(names for _, _, names in os.walk(path))

@@ -36,7 +36,7 @@ from gritkit.rag.base import KnowledgeBase, Stats
 from gritkit.rag.lock import InUseError
 from gritkit.rag.place import place_of
 from gritkit.rag.reader import manifest_of
-from gritkit_serve.base_folders import NAME, clear_remains, is_free, put_aside, tidy
+from gritkit_serve.base_folders import INSTRUCTION_FILE, NAME, clear_remains, is_free, put_aside, tidy
 from gritkit_serve.engine import Overloaded
 from gritkit_serve.errors import ConflictError, HttpError, NotFoundError
 from gritkit_serve.open_bases import GoneError, OpenBases, Where, identity_of
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-INSTRUCTION_FILE = ".gritkit_serve_instruction"
-"""Beside a base's manifest: what its queries are embedded with. Hidden, so that a folder with it alone is empty."""
 _WRITERS = 2  # at work at once: the device has no use for more, and those who read need threads too
 _PATIENCE_S = 10.0  # with those who still read what is to be deleted, and with other processes
 _RETRY_S = 5.0

@@ -503,7 +503,6 @@ def test_what_is_left_of_a_deleted_one_is_in_nobodys_way(
     async def make(bases: Bases) -> None:
         leave()
         (left / "blocks" / "00").mkdir(parents=True)
-        (left / "blocks" / "00" / f"{'0' * 64}.kv").write_text("of nobody")
         await bases.create("a")
         assert await bases.read("a", lambda rag: len(rag)) == 0
         assert not (left / "blocks" / "00").exists()
@@ -524,6 +523,26 @@ def test_what_is_left_of_a_deleted_one_is_in_nobodys_way(
     (left / FILE_NAME).write_text("{")
     run(keep)
     assert (left / "documents_0.lance" / "data").is_dir()
+
+
+@pytest.mark.parametrize("more", [f"blocks/00/{'0' * 64}.kv", "blocks/.notes", ".git/HEAD", ".env", "mine.txt"])
+def test_what_is_of_others_or_is_being_copied_there_is_nothing_left(
+    run: Callable[..., Any], tmp_path: Path, model: GritModel, more: str
+) -> None:
+    """A backup comes back in the order of its names: key-values, rows, and the manifest last."""
+    restored = tmp_path / "kbs" / "a"
+    with Rag.open(restored, model) as rag:
+        rag.add([])
+    (restored / FILE_NAME).unlink()
+    (restored / more).parent.mkdir(parents=True, exist_ok=True)
+    (restored / more).write_text("mine")
+
+    async def test(bases: Bases) -> None:
+        with pytest.raises(ConflictError, match="there already"):
+            await bases.create("a")
+
+    run(test)
+    assert (restored / more).read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["blocks", "documents_0.lance"])
