@@ -5,18 +5,19 @@ This module knows nothing about where messages come from or go.
 
 from __future__ import annotations
 
-_NAMES = (
-    ("raise max_length, ", ""),
+_ADVICE = (
+    ("raise max_length, split the text, or pass truncate=True", "split the text, or send truncate: true"),
+    ("shorten the document or pass truncate=True", "shorten the document or send truncate: true"),
     (" or raise max_length", ""),
     (", or raise max_file_bytes", ""),
-    ("pass truncate=True", "send truncate: true"),
-    ("lower max_new_tokens", "lower max_tokens"),
+    ("lower max_new_tokens or shorten the question", "lower max_tokens or shorten the question"),
 )
 """What a client cannot change is left out: the model's own limits, and those of the server."""
 
 
 def as_fields(text: str) -> str:
-    """Keyword arguments that a message recommends, as fields of a request."""
-    for name, field in _NAMES:
-        text = text.replace(name, field)
+    """The advice that a message ends with, in the fields of a request; what it quotes before stays as it is."""
+    for ours, theirs in _ADVICE:
+        if text.endswith(ours):
+            return text.removesuffix(ours) + theirs
     return text
