@@ -19,6 +19,8 @@ START_S = 60.0
 """For a process to begin, on a busy machine."""
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
 """What Python needs to start; no keys."""
+_SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""From Python 3.11 on: modules of the folder that the server was started in are none of the library's."""
 
 
 @contextlib.asynccontextmanager
@@ -27,7 +29,7 @@ async def child(module: str, **options: Any) -> AsyncIterator[asyncio.subprocess
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", module,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}, **options,
+        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _SAFE_PATH, **options,
     )  # fmt: skip
     try:
         yield process

@@ -4,7 +4,7 @@ A schema of a few kilobytes can take its compiler minutes, gigabytes or, by nest
 is therefore compiled here first, in a process that may be lost, with less of everything than the server has.
 
     stdin     the schema
-    stdout    a line of JSON: {"wrong": why it cannot be used}, or null where it can
+    stdout    READY, when it begins; then a line of JSON: {"wrong": why it cannot be used}, or null where it can
 
 This module knows nothing about requests or sampling, and imports no torch.
 """
@@ -19,6 +19,7 @@ from typing import Any
 from gritkit.errors import InputError
 from gritkit_serve.rlimits import limit
 
+READY = b"ready\n"
 LARGEST_SCHEMA = 64 << 10
 """Bytes of a schema."""
 SECONDS = 2
@@ -65,12 +66,16 @@ def compiled(tokenizer: Any, text: str) -> Any:
 def unusable(reason: object) -> InputError:
     """The error of a schema, with the beginning of what llguidance says."""
     said = " ".join(str(reason).split()).removesuffix(" <non-verbose/>") or "no reason given"
+    if said.startswith("panic"):
+        said = "it is too large for a grammar"
     return InputError(f"the JSON schema cannot be used: {_MEANINGS.get(said, said)[:200]}")
 
 
 def _try(text: str) -> None:
     from llguidance import LLTokenizer
 
+    sys.stdout.buffer.write(READY)
+    sys.stdout.buffer.flush()
     wrong = None
     try:
         compiled(LLTokenizer("byte"), text)  # the time and memory of a schema hardly depend on the vocabulary

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ pytest.importorskip("llguidance")
 from gritkit.errors import GritkitError, InputError
 from gritkit_serve import json_schemas
 from gritkit_serve.engine import Overloaded
+from gritkit_serve.grammar import unusable
 from gritkit_serve.json_schemas import JsonSchemas
 
 PLAIN = {"type": "object", "properties": {"name": {"type": "string"}}}
@@ -83,11 +86,11 @@ def test_what_cannot_be_expressed_is_refused_with_the_reason(schema: dict[str, A
 def test_a_schema_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
-    async def counted(text: str) -> bytes:
+    async def counted(text: str) -> str | None:
         tried.append(text)
-        return b"null\n"
+        return None
 
-    monkeypatch.setattr(json_schemas, "_tried", counted)
+    monkeypatch.setattr(json_schemas, "_wrong_with", counted)
     monkeypatch.setattr(json_schemas, "_REMEMBERED", 2)
     other, third = {"type": "string"}, {"type": "null"}
     assert check(PLAIN, PLAIN, other, PLAIN, third, PLAIN, other) == [None] * 7
@@ -109,3 +112,48 @@ def test_no_more_wait_than_may() -> None:
     ends, after = asyncio.run(many())
     assert {type(end) for end in ends} == {asyncio.CancelledError}
     assert after is None
+
+
+def test_one_that_is_sent_again_is_refused_without_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it tried for each of those who wait with the same one."""
+    tried = 0
+    real = json_schemas._wrong_with
+
+    async def counted(text: str) -> str | None:
+        nonlocal tried
+        tried += 1
+        return await real(text)
+
+    async def several() -> list[object]:
+        trying = JsonSchemas()
+        same = [trying.check({"type": "nothing"}) for _ in range(6)]
+        return [*await asyncio.gather(*same, return_exceptions=True)]
+
+    monkeypatch.setattr(json_schemas, "_wrong_with", counted)
+    ends = asyncio.run(several())
+    assert [str(end) for end in ends] == ["the JSON schema cannot be used: Invalid type: nothing"] * 6
+    assert tried <= 2  # as many as begin at once
+    tried = 0
+    assert [str(error) for error in check({"type": "nothing"}, {"type": "nothing"})] == [str(ends[0])] * 2
+    assert tried == 1
+
+
+def test_a_process_that_cannot_begin_is_not_the_schema_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    (error,) = check(PLAIN)
+    assert isinstance(error, Overloaded)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    (error,) = check(PLAIN)
+    assert isinstance(error, Overloaded)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks into the folder first")
+def test_modules_of_the_folder_it_was_started_in_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    assert check(PLAIN) == [None]
+
+
+def test_what_the_compiler_panics_about_is_not_told() -> None:
+    panic = "panic: assertion failed: grammar.symbols.len() < u16::MAX as usize - 10\n<backtrace>"
+    assert str(unusable(panic)) == "the JSON schema cannot be used: it is too large for a grammar"
