@@ -163,6 +163,13 @@ class BlockStore:
         except (FileNotFoundError, NotADirectoryError):
             return 0
 
+    def time_of(self, key: str) -> int | None:
+        """When a block was written, put again or last used, in nanoseconds; None when there is none."""
+        try:
+            return os.stat(self._path(key)).st_mtime_ns
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all blocks on disk."""

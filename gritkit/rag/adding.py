@@ -18,6 +18,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from gritkit.errors import GritkitError, InputError
+from gritkit.kv.blocks import Block
 from gritkit.kv.codecs import check_codec
 from gritkit.model import GritModel
 from gritkit.rag.base import KnowledgeBase
@@ -113,6 +114,11 @@ def read_blocks(
     ``tick`` is called after each pass of the model; AddStopped from it leaves no block that nobody needs.
     """
     rows: list[Row] = []
+    written: dict[str, int | None] = {}
+
+    def put(some: Sequence[Row], blocks: Sequence[Block]) -> None:
+        written.update(base.put_blocks(blocks, {row.block_key for row in some} - {""}))
+
     try:
         with ThreadPoolExecutor(1) as pool:
             writing: Future[Any] | None = None
@@ -120,12 +126,12 @@ def read_blocks(
                 if writing is not None:
                     writing.result()
                 tick()
-                writing = pool.submit(base.blocks.put_many, blocks)
+                writing = pool.submit(put, some, blocks)
                 rows += some
             if writing is not None:
                 writing.result()
     except AddStopped:
-        base.drop_unneeded(row.block_key for row in rows)
+        base.take_back(written)
         raise
     return rows
 

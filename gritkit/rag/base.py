@@ -15,7 +15,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gritkit.errors import StoreError
@@ -164,6 +164,17 @@ class KnowledgeBase:
         if given:
             with contextlib.suppress(InUseError), self._writing(alone=True, wait_s=_PATIENCE_S):
                 self._drop_blocks(given)
+
+    def put_blocks(self, blocks: Sequence[Block], keys: Collection[str]) -> dict[str, int | None]:
+        """Keep blocks of these keys before their rows are there; of those that are new, when they were written."""
+        new = [key for key in keys if not self.blocks.contains(key)]
+        self.blocks.put_many(blocks)
+        return {key: self.blocks.time_of(key) for key in new}
+
+    def take_back(self, written: Mapping[str, int | None]) -> None:
+        """Delete what :meth:`put_blocks` wrote and no row needs. What was put again since stays: a writer elsewhere is
+        about to name it."""
+        self.drop_unneeded(key for key, time in written.items() if self.blocks.time_of(key) == time)
 
     def delete(self, documents: Sequence[str]) -> int:
         """Remove documents and the blocks that no other one shares; returns how many there were."""

@@ -84,8 +84,8 @@ def is_free(path: Path) -> bool:
 
 
 def _is_remains(path: Path) -> bool:
-    """Whether a folder holds what who opened a base makes anew once it is deleted, and nothing that anybody wrote: tables
-    without rows, and folders for key-values without any. What is being copied there, or is of others, stays."""
+    """Whether a folder holds what who opened a base makes anew once it is deleted, and nothing that anybody wrote:
+    tables without rows, folders for key-values without any. What is being copied there, or is of others, stays."""
     try:
         if path.is_symlink():
             return False

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,42 @@ def test_stopped_at_any_moment_it_is_as_it_was(rag: Rag, passes: list[int]) -> N
     assert (report.added, report.updated) == (1, 1)
     assert sorted(texts(rag)) == ["a", "b", "same chunks"]
     assert num_blocks(rag) == len({row.block_key for rows in rag.base.store.scan() for row in rows})
+
+
+def test_stopped_it_leaves_blocks_that_another_writer_is_about_to_name(
+    rag: Rag, folder: Path, model: GritModel, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers of one folder, and a client who sends to the one what he sends to the other."""
+    documents = [Document(LONG, id="a")]
+    with Rag.open(folder, model) as other:
+        commit = other.base.replace
+
+        def commit_after_another_was_stopped(*rows: Any) -> None:
+            passes.clear()
+            with pytest.raises(AddStopped):
+                rag.add(documents, cancelled=lambda: len(passes) == 5)
+            commit(*rows)
+
+        monkeypatch.setattr(other.base, "replace", commit_after_another_was_stopped)
+        other.add(documents)
+        assert list(texts(other)) == ["a"]  # with all of its blocks
+
+
+def test_blocks_that_another_writer_has_put_again_are_not_taken_back(rag: Rag, folder: Path, model: GritModel) -> None:
+    rag.add(LONG)
+    (rows,) = rag.base.store.scan()
+    keys = {row.block_key for row in rows}
+    blocks = [block for block in rag.base.blocks.get_many(sorted(keys)) if block is not None]
+    rag.base.delete([rows[0].document])
+    assert rag.base.put_blocks(blocks, keys).keys() == keys
+    for file in rag.base.blocks.folder.rglob("*.kv"):
+        os.utime(file, ns=(0, 0))  # its clock may stand still for some milliseconds
+    with Rag.open(folder, model) as other:
+        assert other.base.put_blocks(blocks, keys) == {}
+    rag.base.take_back(dict.fromkeys(keys, 0))
+    assert set(rag.base.blocks.keys()) == keys
+    rag.base.take_back({key: rag.base.blocks.time_of(key) for key in keys})
+    assert num_blocks(rag) == 0
 
 
 def test_it_stops_before_the_next_pass(rag: Rag, passes: list[int]) -> None:
