@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from pathlib import Path
+
+import pytest
 
 from gritkit_serve.children import child
 from tests.serve.serving import PATIENCE_S
@@ -38,3 +42,18 @@ def test_one_that_is_waiting_is_gone_when_its_block_is_cancelled() -> None:
 
     asyncio.run(cancel())
     assert started[0].returncode == -9
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has no safe path before 3.11")
+def test_modules_of_the_folder_it_was_started_in_are_none_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "this.py").write_text("print('from the folder')")
+    monkeypatch.chdir(tmp_path)
+
+    async def first_line() -> bytes:
+        async with child("this") as process:
+            assert process.stdout is not None
+            return await process.stdout.readline()
+
+    assert asyncio.run(asyncio.wait_for(first_line(), PATIENCE_S)).startswith(b"The Zen of Python")

@@ -225,7 +225,9 @@ def test_a_reader_knows_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", watched)
     read([("a.txt", b"x")])
-    assert set(seen[0]) <= {"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL"}
+    needed = {"PATH", "PYTHONPATH", "PYTHONSAFEPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL"}
+    assert set(seen[0]) <= needed
+    assert "secret" not in seen[0].values()
 
 
 def test_who_leaves_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
