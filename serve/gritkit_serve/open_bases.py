@@ -14,7 +14,6 @@ import contextlib
 import os
 import stat
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -70,8 +69,8 @@ class OpenBases:
         self._most = most
         self._memory_bytes = memory_bytes
         self._changed = threading.Condition()
-        self._opening = threading.Lock()
         self._opened: dict[str, _Open] = {}
+        self._opening: set[str] = set()
         self._barred: set[str] = set()
         self._uses = 0
 
@@ -84,7 +83,7 @@ class OpenBases:
         """
         one = self._taken(name, folder)
         if one is None:
-            with self._opening:  # one at a time, and each once
+            with self.opening(name):  # once, for all who want it now
                 one = self._taken(name, folder)
                 if one is None:
                     one = self._admitted(name, folder)
@@ -95,44 +94,41 @@ class OpenBases:
 
     def add(self, name: str, folder: Where, rag: Rag) -> None:
         """One that was just made. Raises GoneError where it is being deleted already; it is closed then."""
-        with self._opening:
-            self._left(self._admit(name, _Open(rag, identity_of(folder) or ())))
+        self._left(self._admit(name, _Open(rag, identity_of(folder) or ())))
 
     @contextlib.contextmanager
     def barred(self, name: str, *, wait_s: float) -> Iterator[bool]:
         """Nobody uses or opens a base in the block, and it is closed; False where that needs longer than ``wait_s``."""
-        end = time.monotonic() + wait_s
         with self._changed:
             if name in self._barred:
                 raise GoneError
             self._barred.add(name)
             one = self._opened.get(name)
-            free = self._changed.wait_for(lambda: one is None or not one.users, wait_s)
+            free = self._changed.wait_for(lambda: name not in self._opening and not (one and one.users), wait_s)
             if free:
                 self._opened.pop(name, None)
         try:
             if free and one is not None:
                 one.rag.close()
-            yield free and self._nobody_opens(end)
+            yield free
         finally:
             with self._changed:
                 self._barred.discard(name)
 
     @contextlib.contextmanager
     def opening(self, name: str) -> Iterator[None]:
-        """For who opens a base by other means: it is not barred before the block ends. Raises GoneError where it is."""
-        with self._opening:
-            with self._changed:
-                if name in self._barred:
-                    raise GoneError
+        """Nobody else opens this base in the block, and whoever bars it waits for that. Raises GoneError once it is."""
+        with self._changed:
+            self._changed.wait_for(lambda: name not in self._opening)
+            if name in self._barred:
+                raise GoneError
+            self._opening.add(name)
+        try:
             yield
-
-    def _nobody_opens(self, end: float) -> bool:
-        """Whether those have ended by then who had begun to open one; who begins later finds a barred one barred."""
-        if not self._opening.acquire(timeout=max(0.0, end - time.monotonic())):
-            return False
-        self._opening.release()
-        return True
+        finally:
+            with self._changed:
+                self._opening.discard(name)
+                self._changed.notify_all()
 
     def counts(self) -> Counter[str]:
         """Reads of key-values by the bases that are open now, by tier."""
@@ -173,10 +169,11 @@ class OpenBases:
             if name in self._barred:
                 gone = [one]
             else:
+                before = self._dropped(name) if name in self._opened else None
                 self._opened[name] = self._use(one)
                 idle = sorted((other.used, key) for key, other in self._opened.items() if not other.users)
                 spare = [key for _, key in idle[: max(0, len(self._opened) - self._most)]]
-                gone = [other for other in map(self._dropped, spare) if other]
+                gone = [other for other in (before, *map(self._dropped, spare)) if other]
                 for other in self._opened.values():
                     other.rag.resize(self._memory_bytes // len(self._opened))
         for other in gone:

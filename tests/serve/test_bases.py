@@ -452,11 +452,10 @@ def test_one_that_is_deleted_while_it_is_opened_leaves_its_name_free(
     go_on.clear()
 
     async def test(bases: Bases) -> None:
-        opening = bases._open._opening = Watched()  # type: ignore[assignment]
         looking = asyncio.ensure_future(bases.facts("slow"))
         await reached(begun.is_set)
         deleting = asyncio.ensure_future(bases.delete("slow"))
-        await reached(lambda: deleting.done() or opening.waiting.is_set())
+        await reached(lambda: deleting.done() or "slow" in bases._open._barred)
         go_on.set()
         await deleting
         await asyncio.gather(looking, return_exceptions=True)  # found or not, as it came
@@ -486,6 +485,61 @@ def test_one_that_is_opened_for_too_long_stays(
         await asyncio.gather(reading, return_exceptions=True)
         assert await bases.read("slow", lambda rag: len(rag)) == 0
         await bases.delete("slow")
+
+    run(test)
+
+
+def test_one_that_takes_long_to_open_is_in_no_others_way(
+    run: Callable[..., Any], tmp_path: Path, model: GritModel, held_up: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = held_up
+    go_on.set()
+    for name in ("slow", "idle", "used"):
+        Rag.open(tmp_path / "kbs" / name, model).close()
+    begun.clear()
+    go_on.clear()
+    monkeypatch.setattr(module, "_PATIENCE_S", 0.05)
+
+    async def test(bases: Bases) -> None:
+        reading = asyncio.ensure_future(bases.read("slow", lambda rag: len(rag)))
+        await reached(begun.is_set)
+        await bases.delete("idle")
+        assert await asyncio.wait_for(bases.read("used", lambda rag: len(rag)), PATIENCE_S) == 0
+        await asyncio.wait_for(bases.create("new"), PATIENCE_S)
+        assert not reading.done()
+        go_on.set()
+        assert await reading == 0
+        assert bases.names() == ["new", "slow", "used"]
+
+    run(test)
+
+
+def test_one_that_is_read_while_it_is_made_is_open_once(run: Callable[..., Any], held_up: Any) -> None:
+    """Whoever reads it as soon as its manifest is there opens it beside its maker."""
+    _, go_on = held_up
+    go_on.set()
+    closed: list[Rag] = []
+
+    async def test(bases: Bases) -> None:
+        add, close = bases._open.add, Rag.close
+
+        def read_first(name: str, folder: Any, rag: Rag) -> None:
+            with bases._open.using(name, folder) as (other, _):
+                assert other is not rag
+                add(name, folder, rag)
+                assert closed == []
+            assert closed == [other]
+
+        def noted(rag: Rag) -> None:
+            closed.append(rag)
+            close(rag)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bases._open, "add", read_first)
+            patch.setattr(Rag, "close", noted)
+            await bases.create("new")
+        assert await bases.read("new", lambda rag: len(rag)) == 0
+        assert list(bases._open._opened) == ["new"]
 
     run(test)
 
