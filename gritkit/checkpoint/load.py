@@ -173,13 +173,14 @@ class _Reader:
     def _path(self, file: str) -> Path | None:
         if self.folder is not None:
             return self.folder / file
+        needed = file == "config.json"  # without it nobody need ask the hub for the rest, five times each
         try:
             found = cached_file(
-                self.name, file, revision=self.revision, _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
+                self.name, file, revision=self.revision, _raise_exceptions_for_missing_entries=needed,
+                _raise_exceptions_for_connection_errors=needed, _raise_exceptions_for_gated_repo=False,
             )  # fmt: skip
         except (OSError, ValueError) as error:  # no such id, or not the form of one
-            raise CheckpointError(f"cannot load {self.name!r}: {_first_line(error)}") from None
+            raise CheckpointError(f"no folder {self.name!r} here, and the hub: {_first_line(error)}") from None
         return Path(found) if found else None
 
 

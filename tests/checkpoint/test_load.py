@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
+from transformers.utils import hub
 
 from gritkit import GritModel
 from gritkit.config import FILE_NAME
@@ -58,9 +60,22 @@ def test_places_without_a_model(tmp_path: Path, folder: Path) -> None:
     refused("./nowhere", "no model folder at .*nowhere")
     refused(folder / "config.json", "no model folder at")
     refused(tmp_path, "is a folder without config.json: not a model")
-    refused("some-owner/some-model", "some-owner/some-model")  # offline: HF_HUB_OFFLINE is set
+    refused("some-owner/some-model", "no folder 'some-owner/some-model' here")  # offline: HF_HUB_OFFLINE is set
     refused("spaces are not allowed", "spaces are not allowed")
     refused("", "not a usable path", InputError)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time it is asked, it is tried again for 20 s."""
+    asked: list[str] = []
+
+    def out_of_reach(name: str, file: str, **_: Any) -> None:
+        asked.append(file)
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(hub, "hf_hub_download", out_of_reach)
+    refused("some-owner/some-model", "couldn't connect")
+    assert asked == ["config.json"]
 
 
 @pytest.mark.parametrize(
