@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -54,7 +54,7 @@ def page_of(document: Mapping[str, Any]) -> str:
         f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>",
         _text(document["info"].get("description", "")),
         "<p>The same for programs: <a href=openapi.json>openapi.json</a>. Where the server has API keys, every route "
-        "but /health and /ready needs the header <code>Authorization: Bearer KEY</code>.</p><h2>Routes</h2>",
+        "here but /health and /ready needs the header <code>Authorization: Bearer KEY</code>.</p><h2>Routes</h2>",
         *(_operation(*operation) for operation in operations),
         "<h2>Objects</h2>",
         *(_object(name, schema) for name, schema in document["components"]["schemas"].items()),
@@ -69,14 +69,9 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
         f"<details><summary><b>{method}</b> <code>{escape(path)}</code> {summary}</summary>",
         _text(operation.get("description", "")),
     ]
-    rows = [
-        _row(one["name"], one["schema"], one.get("required", False), one.get("description"))
-        for one in operation.get("parameters", ())
-    ]
-    if rows:
-        parts.append(_table(f"In the {escape(operation['parameters'][0]['in'])}", rows))
+    parts += _parameters(operation.get("parameters", ()))
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        parts.append(f"<p>Takes <code>{escape(kind)}</code>: {_type(content.get('schema', {}))}</p>")
+        parts += _body(kind, content.get("schema", {}))
     for status, response in operation["responses"].items():
         for kind, content in response.get("content", {}).items():
             if status.startswith("2"):
@@ -87,12 +82,35 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     return "\n".join([*parts, "</details>"])
 
 
+def _parameters(parameters: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A table for each place that they stand in: the path, the query."""
+    for place in dict.fromkeys(one["in"] for one in parameters):
+        rows = [
+            _row(one["name"], one["schema"], one.get("required", False), one.get("description"))
+            for one in parameters
+            if one["in"] == place
+        ]
+        yield _table(f"In the {escape(place)}", rows)
+
+
+def _body(kind: str, schema: Mapping[str, Any]) -> Iterator[str]:
+    """The fields of one that is no object with a name stand here."""
+    yield f"<p>Takes <code>{escape(kind)}</code>: {_type(schema)}</p>"
+    if fields := _fields(schema):
+        yield fields
+
+
 def _object(name: str, schema: Mapping[str, Any]) -> str:
-    required = schema.get("required", ())
-    rows = [_row(field, inner, field in required, None) for field, inner in schema.get("properties", {}).items()]
-    inside = _table("Fields", rows) if rows else f"<p>{_type(schema)}</p>"
+    inside = _fields(schema) or f"<p>{_type(schema)}</p>"
     text = _text(schema.get("description", ""))
     return f"<details id='{escape(name)}' open><summary><code>{escape(name)}</code></summary>{text}{inside}</details>"
+
+
+def _fields(schema: Mapping[str, Any]) -> str:
+    """A table; empty for what has none."""
+    required = schema.get("required", ())
+    rows = [_row(field, inner, field in required, None) for field, inner in schema.get("properties", {}).items()]
+    return _table("Fields", rows) if rows else ""
 
 
 def _table(title: str, rows: list[str]) -> str:
@@ -118,6 +136,8 @@ def _type(schema: Mapping[str, Any]) -> str:
         return " or ".join(dict.fromkeys(_type(one) for one in several))
     if schema.get("type") == "array":
         return f"list of {_type(schema.get('items', {}))}"
+    if schema.get("format") == "binary":
+        return "file"
     return " ".join([escape(str(schema.get("type", "any"))), *_bounds(schema)])
 
 
