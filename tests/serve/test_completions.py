@@ -7,7 +7,9 @@ import httpx
 import pytest
 
 from gritkit.model import GritModel
-from tests.serve.serving import Running
+from gritkit_serve.settings import Settings
+from tests.models import grit_model
+from tests.serve.serving import Running, serving
 from tests.serve.talking import post, refused, streamed
 
 PATH = "/v1/completions"
@@ -40,6 +42,13 @@ def test_sixteen_tokens_unless_told_otherwise(client: httpx.Client) -> None:
     answer = post(client, PATH, prompt=PROMPTS[0], temperature=0, stop=["\x00\x00"])
     assert answer["usage"]["completion_tokens"] == 16
     assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_the_server_may_be_set_to_fewer() -> None:
+    with serving(grit_model("qwen3"), settings=Settings(default_max_tokens=5)) as short, short.client() as client:
+        assert post(client, PATH, prompt=PROMPTS[0], stop=["\x00\x00"])["usage"]["completion_tokens"] == 5
+        more = post(client, PATH, prompt=PROMPTS[0], stop=["\x00\x00"], max_tokens=8)
+    assert more["usage"]["completion_tokens"] == 8
 
 
 def test_answers_stand_in_the_order_of_their_prompts(client: httpx.Client, model: GritModel) -> None:

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("lancedb")
 
+from gritkit_serve.settings import Settings
 from tests.models import grit_model
 from tests.serve.knowledge import error_of, events, filled, kb_serving, library
 from tests.serve.serving import Running
@@ -120,6 +121,15 @@ def test_several_answers_and_what_else_a_chat_can_do(client: httpx.Client) -> No
     assert len({choice["message"]["content"] for choice in reply["choices"]}) > 1
     assert all(len(choice["logprobs"]["content"]) == 8 for choice in reply["choices"])
     assert client.post(CHAT, json=several).json()["choices"] == reply["choices"]
+
+
+def test_an_answer_without_a_limit_has_the_servers(tmp_path: Path) -> None:
+    with kb_serving(tmp_path, settings=Settings(default_max_tokens=5)) as server, server.client() as client:
+        filled(client, "a")
+        reply = client.post(CHAT, json=body(max_tokens=None, stop=["\x00\x00"])).json()
+        assert reply["usage"]["completion_tokens"] == 5
+        more = client.post(CHAT, json=body(stop=["\x00\x00"])).json()
+        assert more["usage"]["completion_tokens"] == 8
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -77,7 +77,7 @@ async def _retrieved(body: ChatRequest, service: Service, adapter: str | None) -
     """What the answer is to be read from, where a knowledge base was named."""
     if body.base is None:
         return None
-    params = body.params(body.longest or MAX_NEW_TOKENS)
+    params = body.params(body.longest or min(MAX_NEW_TOKENS, service.settings.default_max_tokens))
     return await retrieve_for_chat(service, body.base, _messages(body), params, adapter=adapter)
 
 

@@ -38,7 +38,7 @@ from gritkit_serve.service import CallDep, Service, ServiceDep
 router = APIRouter(tags=["OpenAI"])
 
 DEFAULT_MAX_TOKENS = 16
-"""As in the OpenAI API."""
+"""As in the OpenAI API; a server may be set to fewer."""
 
 
 @router.post("/v1/completions", response_model=Completion, responses=streams_too(Completion, Completion))
@@ -66,7 +66,7 @@ def _requests(body: CompletionRequest, service: Service) -> list[decoder.Request
         ids = tokens.raw_prompt(item) if isinstance(item, str) else check_ids(tokens, item, f"prompt[{index}]")
         if not ids:
             raise ParameterError("the prompt is empty: there is nothing to continue", param=f"prompt[{index}]")
-        room = room_for(service, ids, body.max_tokens, DEFAULT_MAX_TOKENS)
+        room = room_for(service, ids, body.max_tokens, min(DEFAULT_MAX_TOKENS, service.settings.default_max_tokens))
         first = decoder.Request(ids, body.params(room), top_logprobs=body.logprobs)
         requests += requests_of(first, body.n or 1)
     return requests

@@ -135,7 +135,8 @@ class ChatRequest(ModelField, Sampling):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[Whole, Field(ge=1)] | None = Field(
-        None, description="Tokens of the answer; 1024 by default, or as this server is set; 256 with kb."
+        None,
+        description="Tokens of the answer; 1024 by default, or as this server is set; with kb at most 256 of these.",
     )
     max_tokens: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="An older name of max_completion_tokens."

@@ -23,7 +23,8 @@ class CompletionRequest(ModelField, IdsField, Sampling):
 
     prompt: TextOrIds
     max_tokens: Annotated[Whole, Field(ge=1)] | None = Field(
-        None, description="Tokens of the answer; 16 by default, as in the OpenAI API."
+        None,
+        description="Tokens of the answer; 16 by default, as in the OpenAI API, or fewer if this server is so set.",
     )
     logprobs: Annotated[Whole, Field(ge=0)] | None = Field(
         None, description="Send the log-probability of every token, and so many of the likeliest at its place."

@@ -170,7 +170,7 @@ class AskRequest(Answering):
     question: Asked
     stream: bool | None = Field(default=None, description="Send sources, text and answer as server-sent events.")
     max_tokens: Annotated[Whole, Field(ge=1)] | None = Field(
-        default=None, description="Tokens of the answer; 256 by default."
+        default=None, description="Tokens of the answer; 256 by default, or fewer if this server is so set."
     )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
         default=None, description="0, the default, takes the likeliest token."
