@@ -113,21 +113,16 @@ class Writer:
 class Bases:
     """Made when the model is there. Its coroutines are for one event loop; the engine's workers do the work.
 
-    ``tenant`` separates the key-values of servers that share a folder.
-
     Raises:
         StoreError: for a folder that cannot be used. InputError: for a path that is none.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike[str], engine: Engine, *, settings: Settings | None = None, tenant: str = ""
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike[str], engine: Engine, *, settings: Settings | None = None) -> None:
         self._address = os.fspath(folder) if "://" in os.fspath(folder) else None
         given = resolve(folder) if self._address is None else place_of(self._address).blocks
         self.folder = Path(os.path.realpath(given))
         self._engine = engine
         self._settings = settings or Settings()
-        self._tenant = tenant
         self._single = _slug(given.name) if identity_of(self.folder) is not None else None
         if self._address is not None:
             self._single = _slug(urlsplit(self._address).path)
@@ -293,7 +288,7 @@ class Bases:
 
     def _opened(self, name: str, where: Where) -> Rag:
         try:
-            return Rag.open(where, self._engine.model, instruction=_instruction(where), tenant=self._tenant)
+            return Rag.open(where, self._engine.model, instruction=_instruction(where))
         except (StoreError, InputError, OSError) as error:
             raise ConflictError(f"knowledge base {name!r} cannot be used: {self._told(name, error)}") from error
 
@@ -317,7 +312,7 @@ class Bases:
                     (path / INSTRUCTION_FILE).unlink(missing_ok=True)  # of an attempt that was killed
                 else:
                     write_atomic(path / INSTRUCTION_FILE, instruction.encode())
-                rag = Rag.open(path, model, instruction=instruction, tenant=self._tenant, **options)
+                rag = Rag.open(path, model, instruction=instruction, **options)
             except (StoreError, OSError) as error:
                 raise self._failure(name, error, status=507) from error
             with contextlib.suppress(GoneError):  # it is to be deleted as soon as this lets it

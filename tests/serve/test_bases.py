@@ -816,16 +816,3 @@ def test_a_disk_that_refuses_is_said_without_its_path(
 
     run(test)
     assert "No space left" in caplog.text
-
-
-def test_tenants_of_one_folder_do_not_share_key_values(engine: Engine, tmp_path: Path) -> None:
-    async def answered(tenant: str) -> int:
-        bases = Bases(tmp_path, engine, tenant=tenant)
-        try:
-            await fill(bases, "a")
-            answer = await bases.read("a", lambda rag: rag.ask("fox?", reuse="cached", max_new_tokens=1))
-            return answer.recomputed
-        finally:
-            bases.close()
-
-    assert [asyncio.run(answered(tenant)) for tenant in ("x", "x", "y", "y")] == [0, 0, 3, 0]
