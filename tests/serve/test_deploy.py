@@ -6,11 +6,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.main import get_command
+
+from gritkit_serve.access import read_keys
 
 DEPLOY = Path(__file__).resolve().parents[2] / "serve" / "deploy"
 yaml = pytest.importorskip("yaml")
@@ -60,6 +65,46 @@ def test_commands_have_options_that_there_are() -> None:
     given = [*start, *entry, *default, *compose["services"]["gritkit"]["command"]]
     used = {word for word in given if word.startswith("--")}
     assert {"--kb", "--host", "--api-key-file"} <= used <= options()
+
+
+def steps(unit: str) -> list[str]:
+    """The command lines of the unit's comment."""
+    return re.findall(r"^#   (\S.*)$", unit.partition("[Unit]")[0], flags=re.MULTILINE)
+
+
+def test_the_steps_before_the_unit_make_what_it_starts_with() -> None:
+    unit = (DEPLOY / "gritkit.service").read_text()
+    said = " ".join(steps(unit))
+    (program,) = re.findall(r"^ExecStart=(\S+)/bin/gritkit ", unit, flags=re.MULTILINE)
+    (model,) = re.findall(r"GRITKIT_MODEL=(\S+)", unit)
+    (keys,) = re.findall(r"^LoadCredential=api-keys:(\S+)$", unit, flags=re.MULTILINE)
+    (user,) = re.findall(r"^User=(\S+)$", unit, flags=re.MULTILINE)
+    (state,) = re.findall(r"^StateDirectory=(\S+)$", unit, flags=re.MULTILINE)
+    for made in (f"-m venv {program} ", f"{program}/bin/pip install ", f" {model} ", f" {keys} ", f" {user} "):
+        assert made in said
+    assert model.startswith(f"/var/lib/{state}/")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd is Linux's")
+def test_the_steps_that_make_files_run_on_a_bare_machine(tmp_path: Path) -> None:
+    unit = (DEPLOY / "gritkit.service").read_text()
+    clone, root = tmp_path / "clone", tmp_path / "root"
+    (clone / "out" / "demo" / "model").mkdir(parents=True)
+    (clone / "out" / "demo" / "model" / "config.json").write_text("{}")
+    shutil.copytree(DEPLOY, clone / "serve" / "deploy")
+    (root / "etc" / "systemd" / "system").mkdir(parents=True)
+    (root / "var" / "lib").mkdir(parents=True)
+    making = [step for step in steps(unit) if step.startswith(("install ", "cp ", "python3 -c "))]
+    assert len(making) == 4
+    for step in making:
+        here = re.sub(r" (/etc|/var)\b", rf" {root}\1", step)
+        subprocess.run(["sh", "-e", "-c", here], cwd=clone, check=True, timeout=60)
+    assert (root / "var" / "lib" / "gritkit" / "model" / "config.json").is_file()
+    assert (root / "etc" / "systemd" / "system" / "gritkit.service").read_text() == unit
+    keys = root / "etc" / "gritkit" / "api-keys"
+    assert keys.stat().st_mode & 0o777 == 0o600
+    (key,) = read_keys(keys)
+    assert len(key) >= 16
 
 
 def test_ends_wait_for_the_drain() -> None:
