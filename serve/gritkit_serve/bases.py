@@ -227,7 +227,7 @@ class Bases:
         return await self._engine.call(look)
 
     def counts(self) -> Counter[str]:
-        """Reads of key-values by the bases that are open now, by tier."""
+        """Reads of key-values so far, by tier. They never fall."""
         return self._open.counts()
 
     def close(self) -> None:

@@ -101,7 +101,7 @@ def of_load(load: Load) -> Iterable[Metric]:
 
 
 def of_reads(counts: Mapping[str, int]) -> Iterable[Metric]:
-    """The knowledge bases' figures, of those that are open."""
+    """The figures of all knowledge bases, open or not any more."""
     reads = {tier: counts.get(tier, 0) for tier in ("device", "memory", "disk", "lost")}
     yield _by(CounterMetricFamily, "gritkit_kb_reads", "Documents' key-values by where they were.", "tier", reads)
 

@@ -70,6 +70,9 @@ class OpenBases:
         self._memory_bytes = memory_bytes
         self._changed = threading.Condition()
         self._opened: dict[str, _Open] = {}
+        self._unclosed: set[_Open] = set()
+        """Those, and the ones that are no longer wanted and still in use."""
+        self._reads_of_closed: Counter[str] = Counter()
         self._opening: set[str] = set()
         self._barred: set[str] = set()
         self._uses = 0
@@ -109,7 +112,7 @@ class OpenBases:
                 self._opened.pop(name, None)
         try:
             if free and one is not None:
-                one.rag.close()
+                self._close(one)
             yield free
         finally:
             with self._changed:
@@ -131,17 +134,17 @@ class OpenBases:
                 self._changed.notify_all()
 
     def counts(self) -> Counter[str]:
-        """Reads of key-values by the bases that are open now, by tier."""
+        """Reads of key-values so far, by tier: of the bases that are open and of those that were. They never fall."""
         with self._changed:
-            opened = [one.rag for one in self._opened.values()]
-        return sum((rag.counts for rag in opened), Counter())
+            reads, unclosed = self._reads_of_closed.copy(), list(self._unclosed)
+        return sum((one.rag.counts for one in unclosed), reads)
 
     def close(self) -> None:
         """All of them; those in use when they are left."""
         with self._changed:
             unused = [one for one in [self._dropped(name) for name in list(self._opened)] if one]
         for one in unused:
-            one.rag.close()
+            self._close(one)
 
     def _taken(self, name: str, folder: Where) -> _Open | None:
         """The open one, as its next user; None where it has to be opened."""
@@ -152,7 +155,7 @@ class OpenBases:
                 return self._use(one)
             unused = self._dropped(name) if one is not None and name not in self._barred else None
         if unused is not None:
-            unused.rag.close()
+            self._close(unused)
         if identity is None:
             raise GoneError
         return None
@@ -166,6 +169,7 @@ class OpenBases:
     def _admit(self, name: str, one: _Open) -> _Open:
         """One that was opened, as its first user; others are closed for it."""
         with self._changed:
+            self._unclosed.add(one)
             if name in self._barred:
                 gone = [one]
             else:
@@ -177,7 +181,7 @@ class OpenBases:
                 for other in self._opened.values():
                     other.rag.resize(self._memory_bytes // len(self._opened))
         for other in gone:
-            other.rag.close()
+            self._close(other)
         if one in gone:
             raise GoneError
         return one
@@ -199,4 +203,11 @@ class OpenBases:
             last = not one.users and not one.wanted
             self._changed.notify_all()
         if last:
-            one.rag.close()
+            self._close(one)
+
+    def _close(self, one: _Open) -> None:
+        """One that nobody uses and nobody can ask for any more. What it has read goes on counting."""
+        with self._changed:
+            self._unclosed.discard(one)
+            self._reads_of_closed.update(one.rag.counts)
+        one.rag.close()

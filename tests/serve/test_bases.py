@@ -735,6 +735,31 @@ def test_only_so_many_stay_open_and_share_the_memory(run: Callable[..., Any]) ->
     run(test, max_open_bases=2, base_memory_bytes=budget)
 
 
+def test_what_was_read_is_still_counted_when_its_base_is_closed_or_deleted(run: Callable[..., Any]) -> None:
+    async def test(bases: Bases) -> None:
+        await fill(bases, "a")
+        await bases.read("a", lambda rag: rag.ask("fox?", reuse="cached", max_new_tokens=1))
+        before = bases.counts()
+        assert before["disk"] + before["memory"] == 3
+        async with occupied(bases, "a") as let_go:
+            for name in "bc":
+                await fill(bases, name)
+            bases._open.close()  # "a" is not wanted any more, and in use
+            assert bases.counts() == before
+            let_go()
+        assert bases.counts() == before
+        await bases.read("a", lambda rag: rag.ask("fox?", reuse="cached", max_new_tokens=1))
+        for name in "bc":
+            await bases.read(name, lambda rag: len(rag))
+        assert "a" not in bases._open._opened
+        assert sum(bases.counts().values()) == 6
+        await bases.read("a", lambda rag: len(rag))
+        await bases.delete("a")
+        assert sum(bases.counts().values()) == 6
+
+    run(test, max_open_bases=1)
+
+
 def test_many_ask_for_one_that_is_closed_and_it_is_opened_once(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
