@@ -229,6 +229,8 @@ def test_answers_go_on_while_documents_are_added_and_deleted(server: Running, cl
         ({"join": "none"}, "join='none'"),
         ({"temperature": -1}, "temperature=-1"),
         ({"max_tokens": 0}, "max_tokens=0"),
+        ({"stop": ["."] * 17}, "stop=[17 items] must be a text, or a list of at most 16"),
+        ({"stop": ["x" * 257]}, "a stop text may have at most 256 characters"),
         ({"max_tokens": 10**6}, ": lower max_tokens or shorten the question"),
         ({"where": {"mod": 99}}, "no document suits where="),
         ({"n": 2}, "unknown field 'n'"),
@@ -269,6 +271,14 @@ def test_a_model_that_only_embeds_searches_and_says_that_it_cannot_answer(tmp_pa
         filled(client, "a", DOCUMENTS[:3])
         assert len(client.post("/v1/kb/a/search", json={"query": "fox"}).json()["data"]) == 3
         assert "no language-model head" in error_of(client.post("/v1/kb/a/ask", json=body()), 400)
+
+
+def test_a_server_may_look_for_fewer_stop_texts(tmp_path: Path) -> None:
+    with kb_serving(tmp_path, settings=Settings(max_stop=2)) as server, server.client() as client:
+        filled(client, "a")
+        assert client.post("/v1/kb/a/ask", json=body(stop=[".", "!"])).status_code == 200
+        response = client.post("/v1/kb/a/ask", json=body(stop=[".", "!", "?"]))
+        assert error_of(response, 400) == "stop has 3 texts: give at most 2"
 
 
 def test_an_answer_without_a_limit_has_the_servers(tmp_path: Path) -> None:

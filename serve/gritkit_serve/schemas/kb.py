@@ -16,7 +16,7 @@ from gritkit.rag.documents import Document, Reuse, Search
 from gritkit_serve.errors import ParameterError
 from gritkit_serve.schemas.common import Body, Reply, Text, Usage, Whole, above, is_none
 from gritkit_serve.schemas.errors import ERRORS, ErrorResponse
-from gritkit_serve.schemas.sampling import Stop
+from gritkit_serve.schemas.sampling import Stop, check_stop
 from gritkit_serve.settings import Settings
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -182,6 +182,11 @@ class AskRequest(Answering):
     seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = Field(
         default=None, description="Makes a sampled answer repeatable."
     )
+
+    def check(self, settings: Settings) -> None:
+        """Raises ParameterError for what passes a limit of this server."""
+        super().check(settings)
+        check_stop(self.stop, settings)
 
     def params(self, max_new_tokens: int) -> SamplingParams:
         """What was left out is as in :meth:`gritkit.rag.Rag.ask`, but for ``max_new_tokens``.

@@ -29,6 +29,15 @@ Stop = Annotated[
 ]
 
 
+def check_stop(stop: Stop | None, settings: Settings) -> None:
+    """Raises ParameterError for more or longer stop texts than this server looks for."""
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if len(stops) > settings.max_stop:
+        raise ParameterError(f"stop has {len(stops)} texts: give at most {settings.max_stop}", param="stop")
+    if any(len(stop) > settings.max_stop_chars for stop in stops):
+        raise ParameterError(f"a stop text may have at most {settings.max_stop_chars} characters", param="stop")
+
+
 class StreamOptions(Body):
     """What else a stream says."""
 
@@ -72,11 +81,7 @@ class Sampling(WithoutEffect):
         """Raises ParameterError for fields that contradict each other or pass a limit of this server."""
         if (self.n or 1) > settings.max_n:
             raise above("n", self.n, settings.max_n)
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stops) > settings.max_stop:
-            raise ParameterError(f"stop has {len(stops)} texts: give at most {settings.max_stop}", param="stop")
-        if any(len(stop) > settings.max_stop_chars for stop in stops):
-            raise ParameterError(f"a stop text may have at most {settings.max_stop_chars} characters", param="stop")
+        check_stop(self.stop, settings)
         if self.stream_options is not None and not self.stream:
             raise ParameterError("stream_options needs stream=true", param="stream_options")
 
