@@ -84,7 +84,7 @@ def create_app(service: Service) -> FastAPI:
     if settings.allow_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.allow_origins, allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("Authorization", "Content-Type", "X-API-Key", "X-Request-ID"),
+            allow_headers=("*",),  # those of OpenAI's client for JavaScript are many and change
             expose_headers=("X-Request-ID", "Retry-After"),
         )  # fmt: skip
     app.add_middleware(Observing, metrics=service.metrics)

@@ -185,6 +185,27 @@ def test_pages_of_this_machine_and_allowed_ones_can(local: Running) -> None:
     assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, PAGE)
 
 
+def preflight(server: Running, origin: str, **asked: str) -> httpx.Response:
+    """What a browser asks before it sends a page's request."""
+    headers = {"origin": origin, **{f"access-control-request-{name}": value for name, value in asked.items()}}
+    with server.client() as client:
+        return client.options("/salt", headers=headers)
+
+
+def test_an_allowed_page_may_send_any_header(local: Running) -> None:
+    sent = "authorization,content-type,x-api-key,x-stainless-lang,x-stainless-os,x-stainless-retry-count"
+    answer = preflight(local, PAGE, method="POST", headers=sent)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, PAGE)
+    assert answer.headers["access-control-allow-headers"] == sent  # spelled out: * would not cover Authorization
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_a_page_from_elsewhere_may_send_none(local: Running) -> None:
+    answer = preflight(local, "https://evil.example", method="POST", headers="authorization")
+    assert answer.status_code == 400
+    assert "access-control-allow-origin" not in answer.headers
+
+
 # -- what pages can read -----------------------------------------------------------------------------------------------
 
 
