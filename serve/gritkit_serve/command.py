@@ -38,6 +38,7 @@ _THREADS_END_S = 1.0
 
 
 def serve(
+    context: typer.Context,
     source: options.Source = None,
     model: common.Model = None,
     kb: options.KnowledgeBases = None,
@@ -69,11 +70,10 @@ def serve(
     Speaks the OpenAI API: point a client at http://HOST:PORT/v1. SIGTERM or Ctrl-C lets running requests end, a second
     one ends at once.
     """
-    name = source or model
-    if not name:
-        raise typer.BadParameter("no model: give MODEL, -m/--model FOLDER, or set GRITKIT_MODEL")
+    name = _model(context, source, model)
+    called = model_name or _name_of(name)
     replicas = _replicas(engine, replicas)
-    adapters = _adapters(adapter or [])
+    adapters = _adapters(adapter or [], called)
     settings = Settings(
         api_keys=_keys(api_key_file, host, allow_origin or []),
         allow_origins=tuple(allow_origin or ()),
@@ -103,7 +103,6 @@ def serve(
             service.bases = Bases(kb, engine, settings=settings)
         service.attach(engine)
 
-    called = model_name or _name_of(name)
     if replicas is None:
         run(called, settings, host, port, load)
     else:
@@ -173,6 +172,17 @@ def _run(make: Callable[[], tuple[Server, Callable[[], None]]], model_name: str,
     _end_threads()
 
 
+def _model(context: typer.Context, source: str | None, model: str | None) -> str:
+    """MODEL or what -m gives, but not both: GRITKIT_MODEL alone is passed over for MODEL."""
+    name = source or model
+    if not name:
+        raise typer.BadParameter("no model: give MODEL, -m/--model FOLDER, or set GRITKIT_MODEL")
+    given = context.get_parameter_source("model")
+    if source and given is not None and given.name == "COMMANDLINE":
+        raise typer.BadParameter(f"two models, MODEL {source!r} and -m {model!r}: give one of them")
+    return name
+
+
 def _keys(file: Path | None, host: str, origins: list[str]) -> tuple[str, ...]:
     """Raises InputError for a server that would be open to whom it should not be."""
     from gritkit_serve import logs
@@ -193,8 +203,8 @@ def _bytes_of(option: str, mib: float) -> int:
     return round(size)
 
 
-def _adapters(given: list[str]) -> dict[str, Path]:
-    """Of NAME=FOLDER."""
+def _adapters(given: list[str], called: str) -> dict[str, Path]:
+    """Of NAME=FOLDER, beside a model that clients call so."""
     adapters: dict[str, Path] = {}
     for one in given:
         name, _, folder = one.partition("=")
@@ -202,6 +212,12 @@ def _adapters(given: list[str]) -> dict[str, Path]:
             raise typer.BadParameter(f"--adapter {one!r} must be NAME=FOLDER")
         if name in adapters:
             raise typer.BadParameter(f"--adapter {name!r} is given twice")
+        if name == called:
+            raise typer.BadParameter(
+                f"--adapter {name!r} is called like the model: give it another name, or the model by --model-name"
+            )
+        if "." in name:  # it becomes the name of a module
+            raise typer.BadParameter(f"--adapter {name!r} may have no '.': call it {name.replace('.', '-')!r}")
         if not resolve(folder).is_dir():
             raise InputError(f"--adapter {name}: there is no folder {folder}")
         adapters[name] = resolve(folder)

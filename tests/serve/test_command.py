@@ -207,6 +207,10 @@ def test_an_open_address_without_a_key_is_refused(model_folder: Path) -> None:
         ((), 2, "no model: give MODEL"),
         (("m", "--adapter", "x"), 2, "--adapter 'x' must be NAME=FOLDER"),
         (("m", "--adapter", "x=nowhere"), 1, "--adapter x: there is no folder nowhere"),
+        (("m", "--adapter", "m=."), 2, "--adapter 'm' is called like the model: give it another name"),
+        (("m", "--model-name", "x", "--adapter", "x=."), 2, "--adapter 'x' is called like the model"),
+        (("m", "--adapter", "v1.0=."), 2, "--adapter 'v1.0' may have no '.': call it 'v1-0'"),
+        (("m", "-m", "other"), 2, "two models, MODEL 'm' and -m 'other': give one of them"),
         (("m", "--allow-origin", "*"), 1, "lets any web page use this server"),
         (("m", "--allow-origin", "example.org"), 1, "must be like https://example.org"),
         (("m", "--api-key-file", "nowhere"), 1, "No such file"),
@@ -223,6 +227,10 @@ def test_what_cannot_be_used_is_one_line(arguments: tuple[str, ...], code: int, 
     result = refused(*arguments)
     assert result.code == code
     assert says in result.error
+
+
+def test_a_model_that_is_given_counts_more_than_the_environments() -> None:
+    assert "--adapter 'mine' is called like" in refused("mine", "--adapter", "mine=.", GRITKIT_MODEL="other").error
 
 
 @pytest.mark.slow
