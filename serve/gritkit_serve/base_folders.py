@@ -52,6 +52,16 @@ def _tidy_one(path: Path) -> None:
         _log.warning("%s is not served: its name must match %s", path, NAME.pattern)
 
 
+def instruction_of(where: Path | str) -> str | None:
+    """What a base's queries are embedded with; None where it was made without, and for a database."""
+    if isinstance(where, str):
+        return None
+    try:
+        return (where / INSTRUCTION_FILE).read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
 def put_aside(path: Path) -> Path:
     """Take a folder out of the way at once; returns where it is, to be removed."""
     trash = path.with_name(f"{_DELETED}{path.name}-{secrets.token_hex(8)}")

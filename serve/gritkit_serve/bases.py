@@ -22,7 +22,8 @@ import re
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,37 +33,27 @@ from gritkit.errors import GritkitError, InputError, StoreError
 from gritkit.files import resolve, write_atomic
 from gritkit.kv.codecs import DEFAULT_CODEC
 from gritkit.rag import Rag
-from gritkit.rag.base import KnowledgeBase, Stats
+from gritkit.rag.base import KnowledgeBase
 from gritkit.rag.lock import InUseError
 from gritkit.rag.place import place_of
 from gritkit.rag.reader import manifest_of
-from gritkit_serve.base_folders import INSTRUCTION_FILE, NAME, clear_remains, is_free, put_aside, tidy
+from gritkit_serve.base_folders import INSTRUCTION_FILE, NAME, clear_remains, instruction_of, is_free, put_aside, tidy
+from gritkit_serve.base_looks import Facts, open_to_look
 from gritkit_serve.engine import Overloaded
 from gritkit_serve.errors import ConflictError, HttpError, NotFoundError
-from gritkit_serve.open_bases import GoneError, OpenBases, Where, identity_of
+from gritkit_serve.open_bases import GoneError, Identity, OpenBases, Where, identity_of
 from gritkit_serve.settings import Settings
 
 if TYPE_CHECKING:
     from gritkit_serve.engine import Engine
 
 T = TypeVar("T")
+Held = TypeVar("Held")
 
 _WRITERS = 2  # at work at once: the device has no use for more, and those who read need threads too
 _PATIENCE_S = 10.0  # with those who still read what is to be deleted, and with other processes
 _RETRY_S = 5.0
 _log = logging.getLogger("gritkit.serve")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What there is to say about a base."""
-
-    name: str
-    stats: Stats | None
-    """None where it cannot be opened at all."""
-    instruction: str | None
-    problem: str | None
-    """Why it cannot be used now."""
 
 
 @dataclass(eq=False)
@@ -127,7 +118,10 @@ class Bases:
         if self._address is not None:
             self._single = _slug(urlsplit(self._address).path)
         self._open = OpenBases(
-            self._opened, most=self._settings.max_open_bases, memory_bytes=self._settings.base_memory_bytes
+            self._opened,
+            self._opened_to_look,
+            most=self._settings.max_open_bases,
+            memory_bytes=self._settings.base_memory_bytes,
         )
         self._making = threading.Lock()
         self._turns: dict[str, _Turns] = {}
@@ -271,24 +265,45 @@ class Bases:
     # -- in worker threads ---------------------------------------------------------------------------------------
 
     def _with(self, name: str, work: Callable[[Rag], T], *, changes: bool = False) -> T:
+        return self._tried(name, self._open.using, work, status=507 if changes else 500)
+
+    def _tried(
+        self,
+        name: str,
+        held: Callable[[str, Where], AbstractContextManager[tuple[Held, Identity]]],
+        work: Callable[[Held], T],
+        *,
+        status: int,
+    ) -> T:
+        """What ``work`` makes of what ``held`` gives of a base; ``status`` where its disk fails."""
         where = self.where(name)
         for last in (False, True):
             try:
-                with self._open.using(name, where) as (rag, identity):
+                with held(name, where) as (base, identity):
                     try:
-                        return work(rag)
+                        return work(base)
                     except StoreError as error:
                         now = identity_of(where)
                         if now == identity or last:
-                            raise self._failure(name, error, status=507 if changes else 500) from error
+                            raise self._failure(name, error, status=status) from error
                         # another process deleted it, made it anew or indexed it again in these moments
             except GoneError:
                 raise _unknown(name) from None
         raise AssertionError("the second time returned or raised")
 
     def _opened(self, name: str, where: Where) -> Rag:
+        with self._said(name):
+            return Rag.open(where, self._engine.model, instruction=instruction_of(where))
+
+    def _opened_to_look(self, name: str, where: Where) -> KnowledgeBase:
+        with self._said(name):
+            return open_to_look(where, self._engine.model, instruction_of(where))
+
+    @contextlib.contextmanager
+    def _said(self, name: str) -> Iterator[None]:
+        """Why a base cannot be opened, to a client."""
         try:
-            return Rag.open(where, self._engine.model, instruction=_instruction(where))
+            yield
         except (StoreError, InputError, OSError) as error:
             raise ConflictError(f"knowledge base {name!r} cannot be used: {self._told(name, error)}") from error
 
@@ -339,10 +354,10 @@ class Bases:
 
     def _facts(self, name: str) -> Facts:
         where = self.where(name)
-        instruction = _instruction(where)
+        instruction = instruction_of(where)
         problem = None
         try:
-            stats = self._with(name, lambda rag: rag.stats())
+            stats = self._tried(name, self._open.looking, KnowledgeBase.stats, status=500)
         except ConflictError as error:  # it cannot be opened with this model, or not at all
             problem, stats = str(error), None
             try:
@@ -371,15 +386,6 @@ class Bases:
 def _slug(folder: str) -> str:
     """A folder's name as one that clients can ask for."""
     return re.sub(r"[^a-z0-9_-]+", "-", folder.lower()).strip("-_")[:63] or "kb"
-
-
-def _instruction(where: Where) -> str | None:
-    if isinstance(where, str):
-        return None
-    try:
-        return (where / INSTRUCTION_FILE).read_bytes().decode(errors="replace")
-    except FileNotFoundError:
-        return None
 
 
 def _unknown(name: str) -> NotFoundError:

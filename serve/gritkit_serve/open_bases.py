@@ -2,7 +2,7 @@
 
 Who uses one holds it: it is closed by the last of its users when it is no longer wanted, or not the one any more that
 its folder has (another process may have deleted it, made it anew, or indexed it again with another model). All of them
-share one budget of memory.
+share one budget of memory. Who only looks at one changes nothing of that.
 
 Everything here is called from worker threads. This module knows nothing about names that are allowed, turns of writers,
 or clients.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gritkit.rag import Rag
+from gritkit.rag.base import KnowledgeBase
 from gritkit.rag.manifest import FILE_NAME
 
 Identity = tuple[int, ...]
@@ -61,11 +62,19 @@ class _Open:
 class OpenBases:
     """At most ``most`` that nobody uses; ``memory_bytes`` of key-values in memory, shared equally.
 
-    ``open`` opens the one of a name and folder.
+    ``open`` opens the one of a name and folder, ``open_to_look`` what there is to look at of it.
     """
 
-    def __init__(self, open: Callable[[str, Where], Rag], *, most: int, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        open: Callable[[str, Where], Rag],
+        open_to_look: Callable[[str, Where], KnowledgeBase],
+        *,
+        most: int,
+        memory_bytes: int,
+    ) -> None:
         self._open = open
+        self._open_to_look = open_to_look
         self._most = most
         self._memory_bytes = memory_bytes
         self._changed = threading.Condition()
@@ -94,6 +103,27 @@ class OpenBases:
             yield one.rag, one.identity
         finally:
             self._left(one)
+
+    @contextlib.contextmanager
+    def looking(self, name: str, folder: Where) -> Iterator[tuple[KnowledgeBase, Identity]]:
+        """The one that is open; else one that is opened for the block alone, so that no other is closed for it.
+
+        Raises:
+            GoneError: where there is none. What ``open_to_look`` raises.
+        """
+        one = self._taken(name, folder, to_look=True)
+        if one is not None:
+            try:
+                yield one.rag.base, one.identity
+            finally:
+                self._left(one)
+            return
+        with self.opening(name):
+            identity = identity_of(folder)
+            if identity is None:
+                raise GoneError
+            with self._open_to_look(name, folder) as base:
+                yield base, identity
 
     def add(self, name: str, folder: Where, rag: Rag) -> None:
         """One that was just made. Raises GoneError where it is being deleted already; it is closed then."""
@@ -146,13 +176,13 @@ class OpenBases:
         for one in unused:
             self._close(one)
 
-    def _taken(self, name: str, folder: Where) -> _Open | None:
-        """The open one, as its next user; None where it has to be opened."""
+    def _taken(self, name: str, folder: Where, *, to_look: bool = False) -> _Open | None:
+        """The open one, as its next user; None where it has to be opened. ``to_look`` does not count as asking."""
         with self._changed:
             identity = None if name in self._barred else identity_of(folder)
             one = self._opened.get(name)
             if one is not None and one.identity == identity:
-                return self._use(one)
+                return self._hold(one) if to_look else self._use(one)
             unused = self._dropped(name) if one is not None and name not in self._barred else None
         if unused is not None:
             self._close(unused)
@@ -188,7 +218,11 @@ class OpenBases:
 
     def _use(self, one: _Open) -> _Open:
         self._uses += 1
-        one.users, one.used = one.users + 1, self._uses
+        one.used = self._uses
+        return self._hold(one)
+
+    def _hold(self, one: _Open) -> _Open:
+        one.users += 1
         return one
 
     def _dropped(self, name: str) -> _Open | None:

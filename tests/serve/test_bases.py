@@ -735,6 +735,30 @@ def test_only_so_many_stay_open_and_share_the_memory(run: Callable[..., Any]) ->
     run(test, max_open_bases=2, base_memory_bytes=budget)
 
 
+def test_who_looks_closes_none_and_is_none_who_asked(run: Callable[..., Any], tmp_path: Path) -> None:
+    """A page lists all of them after each change."""
+    budget = 1 << 20
+
+    async def test(bases: Bases) -> None:
+        for name in "abcd":
+            await fill(bases, name)
+        opened = bases._open._opened
+        await bases.read("a", lambda rag: rag.ask("fox?", max_new_tokens=1))
+        before = {name: await bases.read(name, id) for name in "ba"}
+        kept = opened["a"].rag._cache._memory.num_bytes  # type: ignore[union-attr]
+        assert kept > 0
+        for name in "bbccdd":
+            assert (await bases.facts(name)).stats.documents == len(TEXTS)  # type: ignore[union-attr]
+        assert [(facts.name, facts.problem) for facts in await bases.all_facts()] == [(name, None) for name in "abcd"]
+        assert {name: id(one.rag) for name, one in opened.items()} == before
+        memory = opened["a"].rag._cache._memory  # type: ignore[union-attr]
+        assert (memory.num_bytes, memory.max_bytes) == (kept, budget // 2)
+        await bases.read("c", lambda rag: len(rag))
+        assert sorted(opened) == ["a", "c"]  # "b" was looked at last, and asked for first
+
+    run(test, max_open_bases=2, base_memory_bytes=budget)
+
+
 def test_what_was_read_is_still_counted_when_its_base_is_closed_or_deleted(run: Callable[..., Any]) -> None:
     async def test(bases: Bases) -> None:
         await fill(bases, "a")

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel
 
 from gritkit.generation.params import Completion, Delta
-from gritkit_serve.bases import Facts
+from gritkit_serve.base_looks import Facts
 from gritkit_serve.calls import Call
 from gritkit_serve.kb_answers import MAX_NEW_TOKENS, Finding, Ready, bases_of, passages_of, sources_of
 from gritkit_serve.routes.answers import Answers, finish_reason
