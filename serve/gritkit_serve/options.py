@@ -35,7 +35,10 @@ AllowOrigin = Annotated[
     typer.Option("--allow-origin", metavar="ORIGIN", help="Web pages that may call from browsers; may be repeated."),
 ]
 LogPrompts = Annotated[bool, typer.Option("--log-prompts", help="Write what users send to the log.")]
-Slots = Annotated[int | None, typer.Option("--slots", min=1, help="Generations that run together; 16 if not given.")]
+Slots = Annotated[
+    int | None,
+    typer.Option("--slots", min=1, help="Generations that run together, for each adapter anew; 16 if not given."),
+]
 MaxLength = Annotated[
     int | None,
     typer.Option(
@@ -46,7 +49,8 @@ MaxWaiting = Annotated[
     int | None, typer.Option("--max-waiting", min=1, help="Generations that may wait for a slot; 256 if not given.")
 ]
 MaxRequests = Annotated[
-    int, typer.Option("--max-requests", min=1, help="Requests worked on at once, waiting ones included.")
+    int,
+    typer.Option("--max-requests", min=1, help="Requests worked on at once, waiting ones included; by each replica."),
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer where a request names none.")]
 MaxBodyMib = Annotated[float, typer.Option("--max-body-mib", help="Largest JSON body.")]
