@@ -1,7 +1,7 @@
 """Documents of one request -> a knowledge base, a commit at a time, so that its client can watch and leave.
 
     with bases.writer(name) as writer:
-        addition = Addition(found, writer)
+        addition = Addition(found, writer, metrics.count_added)
         async for progress in addition.commits(): ...
         addition.reply()
 
@@ -48,11 +48,12 @@ class Found:
 
 
 class Addition:
-    """What one request adds."""
+    """What one request adds. ``count`` is told what became of documents as soon as it is so, whoever waits for it."""
 
-    def __init__(self, found: Found, writer: Writer) -> None:
+    def __init__(self, found: Found, writer: Writer, count: Callable[[AddReport], None]) -> None:
         self._found = found
         self._writer = writer
+        self._count = count
         self._left = threading.Event()
         """Nobody waits for it any more."""
         self._counts: Counter[str] = Counter(failed=found.num_not_taken)
@@ -65,10 +66,11 @@ class Addition:
         """
         done = self._found.num_not_taken
         total = done + len(self._found.documents)
+        self._count(AddReport(failed=done))
         yield Progress(documents_done=done, documents_total=total)
         for batch in _batches(self._found.documents):
             try:
-                report, failed = await self._writer.write(partial(_add, batch, self._left.is_set))
+                report, failed = await self._writer.write(partial(self._add, batch))
             except GritkitError as error:
                 raise _stopped(error, done, total) from error
             except BaseException:
@@ -86,17 +88,19 @@ class Addition:
         counts = {what: self._counts[what] for what in ("added", "updated", "skipped", "failed", "chunks")}
         return AddReply(**counts, errors=self._found.not_taken)
 
+    def _add(self, documents: Sequence[Document], rag: Rag) -> Outcome:
+        """One commit, in a worker thread: it may come to its end when its client has left."""
+        failed: list[tuple[str, str]] = []
 
-def _add(documents: Sequence[Document], cancelled: Callable[[], bool], rag: Rag) -> Outcome:
-    failed: list[tuple[str, str]] = []
+        def on_error(id: str, reason: str) -> None:
+            failed.append((id, reason.removeprefix(f"document {id!r:.200} cannot be added: ")))
 
-    def on_error(id: str, reason: str) -> None:
-        failed.append((id, reason.removeprefix(f"document {id!r:.200} cannot be added: ")))
-
-    try:
-        return rag.add(documents, on_error=on_error, cancelled=cancelled), failed
-    except AddStopped:  # nobody hears of it
-        return AddReport(), failed
+        try:
+            report = rag.add(documents, on_error=on_error, cancelled=self._left.is_set)
+        except AddStopped:  # nobody hears of it
+            return AddReport(), failed
+        self._count(report)
+        return report, failed
 
 
 def found_in(given: Sequence[NewDocument]) -> Found:

@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from gritkit.rag import AddReport
     from gritkit_serve.engine import Load
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -65,6 +66,11 @@ class Metrics:
         """Count a request."""
         self.requests.labels(route, method if method in METHODS else "other", str(status)).inc()
         self.request_seconds.labels(route).observe(seconds)
+
+    def count_added(self, report: AddReport) -> None:
+        """Count what became of documents that were to be added."""
+        for outcome in ("added", "updated", "skipped", "failed"):
+            self.kb_documents.labels(outcome).inc(getattr(report, outcome))
 
     def watch(self, read: Callable[[], Iterable[Metric]]) -> None:
         """Ask ``read`` for further figures whenever Prometheus asks."""

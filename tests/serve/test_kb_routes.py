@@ -153,9 +153,17 @@ def test_documents_are_listed_in_pages(client: httpx.Client) -> None:
         assert client.get(path, params=params).status_code == 400
 
 
+def counted(client: httpx.Client, outcome: str) -> int:
+    """Documents that the server's metrics have by now."""
+    line = f'gritkit_kb_documents_total{{outcome="{outcome}"}} '
+    found = [one for one in client.get("/metrics").text.splitlines() if one.startswith(line)]
+    return int(float(found[0].removeprefix(line))) if found else 0
+
+
 def test_progress_is_told_commit_by_commit(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adding, "DOCUMENTS_AT_ONCE", 4)
     client.post("/v1/kb", json={"name": "three"})
+    before, failed = counted(client, "added"), counted(client, "failed")
     body = {"documents": [*DOCUMENTS[:9], {"id": "e", "text": ""}]}
     with client.stream("POST", "/v1/kb/three/documents?stream=true", json=body) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -165,12 +173,14 @@ def test_progress_is_told_commit_by_commit(client: httpx.Client, monkeypatch: py
             if name == "progress":  # what is said to be done is there
                 there = client.get("/v1/kb/three").json()["documents"]
                 assert there >= min(data["documents_done"], 9)
+                assert counted(client, "added") - before >= min(data["documents_done"], 9)
     progress = [data for name, data in told if name == "progress"]
     assert [one["documents_done"] for one in progress] == [0, 4, 8, 10]
     assert {one["documents_total"] for one in progress} == {10}
     (name, report), done = told[-2:]
     assert (name, done) == ("report", ("message", "[DONE]"))
     assert (report["added"], report["failed"], report["errors"][0]["id"]) == (9, 1, "e")
+    assert (counted(client, "added") - before, counted(client, "failed") - failed) == (9, 1)
     client.delete("/v1/kb/three")
 
 
@@ -179,10 +189,12 @@ def test_an_addition_that_is_abandoned_ends_with_its_commit(
 ) -> None:
     monkeypatch.setattr(adding, "DOCUMENTS_AT_ONCE", 1)
     client.post("/v1/kb", json={"name": "four"})
+    before = counted(client, "added")
     body = {"documents": [{"id": f"d{n:03}", "text": f"text {n}"} for n in range(500)]}
     with server.client() as other:
         with other.stream("POST", "/v1/kb/four/documents?stream=true", json=body) as response:
-            assert next(iter(events(response.iter_lines())))[0] == "progress"
+            told = events(response.iter_lines())
+            assert [next(told)[1]["documents_done"] for _ in range(2)] == [0, 1]
         # closed by the client; then the place among the writers is free, and what was done is whole
         bases = server.service.bases
         assert bases is not None
@@ -190,7 +202,8 @@ def test_an_addition_that_is_abandoned_ends_with_its_commit(
         while bases._turns and not ended.wait(0.01):
             pass
     num = client.get("/v1/kb/four").json()["documents"]
-    assert num < 500
+    assert 1 <= num < 500
+    assert counted(client, "added") - before == num
     listed = client.get("/v1/kb/four/documents", params={"limit": 1000}).json()["data"]
     assert [one["id"] for one in listed] == [f"d{n:03}" for n in range(num)]
     report = client.post("/v1/kb/four/documents", json={"documents": body["documents"][: num + 1]}).json()

@@ -106,29 +106,22 @@ async def add_documents(
     """
     with ExitStack() as held:
         writer = held.enter_context(bases_of(service).writer(name))  # first: only so many wait, each with its body
-        addition = Addition(await _received(request, service), writer)
+        addition = Addition(await _received(request, service), writer, service.metrics.count_added)
         if not stream:
             async with aclosing(addition.commits()) as commits:
                 async for _ in commits:
                     pass
-            return json_reply(_reported(addition, service))
+            return json_reply(addition.reply())
         held.pop_all()
-    return EventStream(_events(addition, service), request_id=call.id, close=writer.close)
+    return EventStream(_events(addition), request_id=call.id, close=writer.close)
 
 
-async def _events(addition: Addition, service: Service) -> Events:
+async def _events(addition: Addition) -> Events:
     async with aclosing(addition.commits()) as commits:
         async for progress in commits:
             yield event(progress.model_dump_json(), name="progress")
-    yield event(_reported(addition, service).model_dump_json(), name="report")
+    yield event(addition.reply().model_dump_json(), name="report")
     yield DONE
-
-
-def _reported(addition: Addition, service: Service) -> AddReply:
-    reply = addition.reply()
-    for outcome in ("added", "updated", "skipped", "failed"):
-        service.metrics.kb_documents.labels(outcome).inc(getattr(reply, outcome))
-    return reply
 
 
 async def _received(request: Request, service: Service) -> Found:
