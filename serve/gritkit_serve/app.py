@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from gritkit import __version__
@@ -38,13 +38,13 @@ from gritkit_serve.routes import (
     rerank,
     tokenize,
 )
+from gritkit_serve.routes.query import check_query
 from gritkit_serve.security import Guard
 from gritkit_serve.service import Service
 
-ROUTERS = (
-    health.router,
-    docs.router,
-    page.router,
+PAGES = (health.router, docs.router, page.router)
+"""What probes and browsers ask for, with whatever behind the path."""
+API = (
     chat.router,
     completions.router,
     embeddings.router,
@@ -69,8 +69,10 @@ def create_app(service: Service) -> FastAPI:
         description="Chat, embeddings, reranking and question answering over documents, from one model.",
     )  # fmt: skip
     app.state.service = service
-    for router in ROUTERS:
+    for router in PAGES:
         app.include_router(router)
+    for router in API:
+        app.include_router(router, dependencies=[Depends(check_query)])
     errors.install(app)
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimits, settings=settings, takes_files=_matching(TAKES_FILES))
