@@ -15,6 +15,10 @@ from gritkit_eval.bench.serve import TITLE, Report
 from gritkit_eval.bench.serve_figures import ChatRow, EmbedRow, Spread
 
 _MIB = 1 << 20
+_RATIOS = (
+    "Ratios of times are medians of the ratios round by round, and question by question of answers from documents: not "
+    "the ratios of the medians that stand beside them."
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def report_section(report: Report) -> str:
                 for one in targets(report)
             ],
         ),
+        _RATIOS,
         "Chat\n\n" + _chats(report),
         "Embeddings\n\n" + _embeddings(report),
         "A running stream while a prompt is read\n\n" + _gaps(report),
