@@ -114,6 +114,9 @@ def test_a_text_that_is_too_long_is_refused_or_cut_when_asked(client: httpx.Clie
     error = refused(client, PATH, 400, input=texts)
     assert error["message"].startswith("text 1 is ")
     assert error["message"].endswith("max_length is 512: split the text, or send truncate: true")
+    assert error["param"] == "input"
+    ids = [model.tokens.encode(text) for text in texts]
+    assert refused(client, PATH, 400, input=ids, token_ids=True) == error
     answer = post(client, PATH, input=texts, truncate=True)
     np.testing.assert_allclose(vectors(answer), model.embed(texts, truncate=True), atol=2e-6)
 

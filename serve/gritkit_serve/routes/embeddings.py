@@ -14,6 +14,7 @@ from fastapi import APIRouter, Response
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
+from gritkit.errors import TooLongError
 from gritkit.tokens import TokenSeq
 from gritkit_serve.errors import ParameterError
 from gritkit_serve.routes.answers import adapter_of
@@ -22,6 +23,7 @@ from gritkit_serve.schemas.common import InputUsage
 from gritkit_serve.schemas.embeddings import Embedding, EmbeddingNotes, EmbeddingRequest, EmbeddingResponse
 from gritkit_serve.schemas.errors import ERRORS
 from gritkit_serve.service import CallDep, Service, ServiceDep
+from gritkit_serve.wording import as_fields
 
 router = APIRouter(tags=["OpenAI"], responses=ERRORS)
 
@@ -60,10 +62,13 @@ def _sequences(body: EmbeddingRequest, service: Service) -> list[TokenSeq]:
     role, instruction = body.side
     limit = min(model.embedding_config.max_length, model.context_length)
     texts = [item for item in items if isinstance(item, str)]
-    if texts:
-        return tokens.to_embed(texts, role, instruction, limit, truncate=truncate)
-    ids = [check_ids(tokens, item, f"input[{index}]") for index, item in enumerate(items) if isinstance(item, list)]
-    return tokens.ids_to_embed(ids, role, instruction, limit, truncate=truncate)
+    try:
+        if texts:
+            return tokens.to_embed(texts, role, instruction, limit, truncate=truncate)
+        ids = [check_ids(tokens, item, f"input[{index}]") for index, item in enumerate(items) if isinstance(item, list)]
+        return tokens.ids_to_embed(ids, role, instruction, limit, truncate=truncate)
+    except TooLongError as error:
+        raise ParameterError(as_fields(str(error)), param="input") from error
 
 
 def _notes(dim: int | None, service: Service) -> EmbeddingNotes | None:
