@@ -117,6 +117,14 @@ def test_ends_wait_for_the_drain() -> None:
     assert int(compose["services"]["gritkit"]["stop_grace_period"].rstrip("s")) > drain
 
 
+def test_a_health_check_fails_without_harm_while_libraries_are_imported() -> None:
+    container = (DEPLOY / "Containerfile").read_text()
+    ((seconds, asked),) = re.findall(r"^HEALTHCHECK .*--start-period=(\d+)s CMD (.*)$", container, flags=re.MULTILINE)
+    assert int(seconds) >= 60
+    assert "/health" in asked
+    assert "healthcheck" not in yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["gritkit"]
+
+
 def test_other_files_are_where_the_compose_file_says() -> None:
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     mounted = [
