@@ -101,6 +101,21 @@ def test_while_texts_wait_to_be_embedded(narrow: Running) -> None:
     assert narrow.service.engine.load().counts.get("texts", 0) - before < len(texts) / 2
 
 
+def test_while_documents_are_scored(narrow: Running) -> None:
+    documents = ["the quick brown fox jumps over the lazy dog " * 5] * 500
+    passes: list[int] = []
+    decoder = narrow.service.model.lm.get_decoder()
+    with Held(narrow) as held, asking(narrow, "/v1/rerank", {"query": "fox", "documents": documents}) as connection:
+        assert held.waiting.wait(PATIENCE_S)
+        connection.close()
+        assert until(lambda: narrow.service.gate.inside == 0, PATIENCE_S)
+        hook = decoder.register_forward_pre_hook(lambda *_: passes.append(1))
+        held.free.set()
+        assert until(lambda: idle(narrow), PATIENCE_S)
+    hook.remove()
+    assert len(passes) <= 1
+
+
 def test_others_notice_nothing(narrow: Running) -> None:
     with narrow.client() as client:
         expected = post(client, "/v1/chat/completions", messages=USER, temperature=0, max_tokens=8)

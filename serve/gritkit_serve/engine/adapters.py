@@ -55,9 +55,7 @@ def _load(model: GritModel, folders: Mapping[str, Path]) -> Any:
 
     peft: Any = None
     for name, folder in folders.items():
-        missing = [
-            file for file in ("adapter_config.json", "adapter_model.safetensors") if not (folder / file).is_file()
-        ]
+        missing = [file for file in _FILES if not (folder / file).is_file()]
         if missing:
             raise CheckpointError(f"{folder} is not an adapter: it has no {' and no '.join(missing)}")
         try:

@@ -13,14 +13,12 @@ This module knows nothing about HTTP or knowledge bases.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import dataclasses
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,12 +36,13 @@ from gritkit_serve.engine.adapters import Adapters
 from gritkit_serve.engine.constraint import JsonConstraint, JsonGrammars
 from gritkit_serve.engine.delivery import Delivery
 from gritkit_serve.engine.embedding import Embedding, Texts
-from gritkit_serve.engine.errors import EngineFailed, NotServing, Overloaded
+from gritkit_serve.engine.errors import Abandoned, EngineFailed, NotServing, Overloaded
 from gritkit_serve.engine.fairness import FairShare
 from gritkit_serve.engine.generating import Generating
 from gritkit_serve.engine.generation import Generation
 from gritkit_serve.engine.limits import EngineLimits
-from gritkit_serve.engine.passes import ADAPTER, Pass, Passes
+from gritkit_serve.engine.passes import Pass, Passes
+from gritkit_serve.engine.workers import Caller, Kind, Workers, current_caller, use_cores
 
 T = TypeVar("T")
 State = Literal["starting", "ready", "failed", "draining", "stopped"]
@@ -93,8 +92,10 @@ class Engine:
             kind.name: kind for kind in (self._generating, self._embedding, self._passes)
         }
         self._share = FairShare(tuple(self._kinds))
-        self._workers = ThreadPoolExecutor(self.limits.workers, thread_name_prefix="gritkit-worker")
-        self._num_calls = 0
+        self._workers = Workers(
+            {"short": self.limits.workers, "bases": self.limits.base_workers, "scores": self.limits.score_workers}
+        )
+        self._num_cores = torch.get_num_threads()
         self._failures = 0
         self._ending = False
         self._in_turn = False
@@ -139,14 +140,14 @@ class Engine:
             self._wake.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._workers.shutdown()
         with self._wake:
             self.state = "stopped"
             self._give_up_passes()
 
     def _give_up_passes(self) -> None:
         """Under the lock: once it has stopped and no call is left, which would run its passes beside other work."""
-        if self.state == "stopped" and not self._num_calls:
+        if self.state == "stopped" and not self._workers.num_unfinished:
             self.model.run_passes(None)
 
     # -- what clients ask for ------------------------------------------------------------------------------------
@@ -206,25 +207,28 @@ class Engine:
             raise
         return vectors if dim is None else vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    async def call(self, function: Callable[[], T], *, adapter: str | None = None) -> T:
+    async def call(self, function: Callable[[], T], *, kind: Kind = "short", adapter: str | None = None) -> T:
         """Run library code in a worker thread; its forward passes are the engine's. Returns and raises as it does.
 
-        A call that its client abandons runs to its end all the same.
+        Cancelled, it runs on to its next pass, which is refused.
 
         Raises:
             Overloaded, NotServing: when it was not taken.
         """
         self._adapters.check(adapter)
+        caller = Caller(adapter)
         with self._wake:
             self._check_serving()
-            if self._num_calls >= self.limits.waiting_calls:
-                raise Overloaded(f"{self._num_calls} calls are waiting for a thread", self._retry_after_s())
-            context = contextvars.copy_context()
-            context.run(ADAPTER.set, adapter)
-            future = self._workers.submit(context.run, function)  # before stop() can take the threads away
-            self._num_calls += 1
-        future.add_done_callback(self._call_done)
-        return await asyncio.wrap_future(future)
+            if self._workers.unfinished(kind) >= self.limits.waiting_calls:
+                waiting = self._workers.unfinished(kind)
+                raise Overloaded(f"{waiting} calls are waiting for a thread", self._retry_after_s())
+            future = self._workers.submit(kind, caller, function)  # before stop() can take the threads away
+        future.add_done_callback(lambda _: self._call_done(kind))
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            caller.abandoned = True
+            raise
 
     def json_constraint(self, schema: dict[str, Any] | None = None) -> JsonConstraint:
         """For one request whose answer is to be JSON: any object, or what the schema allows.
@@ -244,7 +248,7 @@ class Engine:
             running=self._generating.num_running,
             waiting=self._generating.num_waiting,
             waiting_tokens=self._embedding.num_tokens,
-            calls=self._num_calls,
+            calls=self._workers.num_unfinished,
             failures=self._failures,
             counts={**self._generating.counts, **self._embedding.counts},
             seconds=dict(self._share.seconds),
@@ -263,9 +267,9 @@ class Engine:
         seconds = each * self._generating.num_waiting + per_token * self._embedding.num_tokens
         return float(min(60, max(1, math.ceil(seconds))))
 
-    def _call_done(self, _: Any) -> None:
+    def _call_done(self, kind: Kind) -> None:
         with self._wake:
-            self._num_calls -= 1
+            self._workers.done(kind)
             self._give_up_passes()
             self._wake.notify_all()
 
@@ -274,7 +278,7 @@ class Engine:
             self._wake.notify_all()
 
     def _busy(self) -> bool:
-        return self._in_turn or self._num_calls > 0 or self._wanting()
+        return self._in_turn or self._workers.num_unfinished > 0 or self._wanting()
 
     def _wanting(self) -> bool:
         return any(kind.wanting() for kind in self._kinds.values())
@@ -285,6 +289,8 @@ class Engine:
         """What :meth:`gritkit.GritModel.run_passes` is given."""
         if threading.current_thread() is self._thread or self.state == "starting":
             return forward()
+        if current_caller().abandoned:
+            raise Abandoned("nobody waits for this any more")
         one = Pass(forward)
         with self._wake:
             if self._ending:
@@ -295,6 +301,7 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
+        use_cores(self._num_cores)  # a worker has one
         while True:
             with self._wake:
                 self._in_turn = False

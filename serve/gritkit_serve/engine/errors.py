@@ -22,3 +22,7 @@ class NotServing(GritkitError):
 
 class EngineFailed(GritkitError):
     """A forward pass failed under this request; the engine goes on without it."""
+
+
+class Abandoned(GritkitError):
+    """Nobody waits any more for the work that a pass was a part of."""

@@ -25,10 +25,14 @@ class EngineLimits:
     waiting_generations: int = 256
     waiting_tokens: int = 1 << 20
     """Of texts to be embedded."""
-    workers: int = 8
-    """Threads for library work (tokenising, knowledge bases, scoring)."""
+    workers: int = 4
+    """Threads for short library work, such as tokenising."""
+    base_workers: int = 8
+    """Threads for knowledge bases."""
+    score_workers: int = 2
+    """Threads for documents to be scored: more would not score any faster."""
     waiting_calls: int = 128
-    """Calls for those threads, running ones included."""
+    """Calls for the threads of each kind, running ones included."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -6,15 +6,13 @@ of, which travels with the context. This module knows nothing about what a pass 
 
 from __future__ import annotations
 
-import contextvars
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-ADAPTER: contextvars.ContextVar[str | None] = contextvars.ContextVar("adapter", default=None)
-"""Of the call that a worker thread is running."""
+from gritkit_serve.engine.workers import current_caller
 
 
 @dataclass(eq=False)
@@ -22,7 +20,7 @@ class Pass:
     """One forward pass and who waits for it."""
 
     forward: Callable[[], Any]
-    adapter: str | None = field(default_factory=ADAPTER.get)
+    adapter: str | None = field(default_factory=lambda: current_caller().adapter)
     result: Future[Any] = field(default_factory=Future)
 
 
@@ -35,10 +33,6 @@ class Passes:
         self._use = use
         self._waiting: deque[Pass] = deque()
         self._running: Pass | None = None
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
 
     def add(self, one: Pass) -> None:
         self._waiting.append(one)

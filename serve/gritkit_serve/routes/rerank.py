@@ -61,7 +61,7 @@ async def _by_likelihood(body: RerankRequest, texts: list[str], service: Service
         _check_total(num_tokens, service)
         return model.score(body.query, documents, truncate=truncate), num_tokens
 
-    return await service.engine.call(work, adapter=adapter)
+    return await service.engine.call(work, kind="scores", adapter=adapter)
 
 
 async def _by_embedding(body: RerankRequest, texts: list[str], service: Service, adapter: str | None) -> Scored:
