@@ -1,7 +1,7 @@
 """``gritkit serve``: chat, embeddings, reranking and question answering over HTTP, from one model.
 
-The port is bound first, then the model is loaded: an address in use is known at once, and from then on /health answers
-and /ready says that it is not yet. This module knows nothing about routes.
+The port is bound first, so an address in use is known at once; then torch is imported, from then on /health answers and
+/ready says that it is not yet; then the model is loaded. This module knows nothing about routes.
 """
 
 from __future__ import annotations

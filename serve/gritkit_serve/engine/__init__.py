@@ -2,7 +2,7 @@
 
     generation   rows that decode together, joining and leaving at any step        (generating)
     embedding    texts of many clients in one packed row                           (embedding)
-    passes       what library code in worker threads asks of the model             (passes)
+    passes       what library code in worker threads asks of the model             (passes, workers)
 
 Who goes next is :mod:`~gritkit_serve.engine.fairness`'s to say. This package knows nothing about HTTP or knowledge
 bases.
