@@ -114,9 +114,10 @@ class Bases:
         self.folder = Path(os.path.realpath(given))
         self._engine = engine
         self._settings = settings or Settings()
-        self._single = _slug(given.name) if identity_of(self.folder) is not None else None
+        self.single = _slug(given.name) if identity_of(self.folder) is not None else None
         if self._address is not None:
-            self._single = _slug(urlsplit(self._address).path)
+            self.single = _slug(urlsplit(self._address).path)
+        """The name of the only one, where no others can be made and it cannot be deleted."""
         self._open = OpenBases(
             self._opened,
             self._opened_to_look,
@@ -127,14 +128,14 @@ class Bases:
         self._turns: dict[str, _Turns] = {}
         self._writers = asyncio.Semaphore(_WRITERS)
         self._unfinished: set[asyncio.Future[Any]] = set()
-        tidy(self.folder, within=self._single is None)
+        tidy(self.folder, within=self.single is None)
 
     # -- names and paths -----------------------------------------------------------------------------------------
 
     def where(self, name: str) -> Where:
         """The folder of a base, there or not, or its address. Raises NotFoundError for what is no name of one."""
-        if self._single is not None:
-            if name != self._single:
+        if self.single is not None:
+            if name != self.single:
                 raise _unknown(name)
             return self._address or self.folder
         return self.path(name)
@@ -147,8 +148,8 @@ class Bases:
 
     def names(self) -> list[str]:
         """Those that are there, sorted."""
-        if self._single is not None:
-            return [self._single]
+        if self.single is not None:
+            return [self.single]
         found = [name for name in os.listdir(self.folder) if NAME.fullmatch(name)]
         return sorted(name for name in found if identity_of(self.path(name)) is not None)
 
@@ -192,7 +193,7 @@ class Bases:
         Raises:
             NotFoundError: where there is none of that name. ConflictError: while it is in use for too long.
         """
-        if name == self._single:
+        if name == self.single:
             raise HttpError(
                 f"knowledge base {name!r} is the one that this server was started with: delete that by hand",
                 status=403,
@@ -308,7 +309,7 @@ class Bases:
             raise ConflictError(f"knowledge base {name!r} cannot be used: {self._told(name, error)}") from error
 
     def _create(self, name: str, instruction: str | None, options: dict[str, Any]) -> None:
-        if self._single is not None:
+        if self.single is not None:
             raise HttpError(
                 "this server serves one knowledge base: start it with the folder of several to make others", status=403
             )

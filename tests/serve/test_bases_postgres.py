@@ -18,7 +18,9 @@ def test_a_database_is_the_one_base(postgres_url: str) -> None:
         service.bases = Bases(postgres_url, service.engine, settings=service.settings)
 
     with serving(model, prepare=prepare) as server, server.client() as client:
-        (name,) = [one["name"] for one in client.get("/v1/kb").json()["data"]]
+        listed = client.get("/v1/kb").json()
+        (name,) = [one["name"] for one in listed["data"]]
+        assert listed["fixed"]
         assert name == urlsplit(postgres_url).path.strip("/")
         documents = [{"id": str(number), "text": text} for number, text in enumerate(TEXTS)]
         added = client.post(f"/v1/kb/{name}/documents", json={"documents": documents})

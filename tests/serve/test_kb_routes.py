@@ -58,7 +58,7 @@ def test_a_base_is_made_looked_at_listed_and_deleted(client: httpx.Client) -> No
         "chunk_overlap": 3, "dim": 32, "prompt_format": "grit", "instruction": "Find the text",
     }  # fmt: skip
     listed = client.get("/v1/kb").json()
-    assert listed["object"] == "list"
+    assert (listed["object"], listed["fixed"]) == ("list", False)
     assert [base["name"] for base in listed["data"]] == ["library", "one"]
     assert [base["documents"] for base in listed["data"]] == [len(DOCUMENTS), 0]
     assert listed["data"][0]["bytes"] > listed["data"][0]["block_bytes"] > 0
@@ -380,7 +380,7 @@ def test_a_server_without_bases_says_how_to_have_some() -> None:
     from tests.serve.knowledge import model
 
     with serving(model()) as bare, bare.client() as client:
-        assert client.get("/v1/kb").json() == {"object": "list", "data": []}
+        assert client.get("/v1/kb").json() == {"object": "list", "data": [], "fixed": True}
         for response in (
             client.post("/v1/kb", json={"name": "a"}),
             client.get("/v1/kb/a"),
@@ -388,6 +388,16 @@ def test_a_server_without_bases_says_how_to_have_some() -> None:
             client.post("/v1/kb/a/documents", json={"documents": [{"text": "x"}]}),
         ):
             assert "--kb" in error_of(response, 404)
+
+
+def test_a_server_of_one_base_says_that_there_are_no_others(tmp_path: Path) -> None:
+    with library(tmp_path, "notes") as rag:
+        rag.add(list(TEXTS))
+    with kb_serving(tmp_path / "notes") as server, server.client() as client:
+        listed = client.get("/v1/kb").json()
+        assert ([base["name"] for base in listed["data"]], listed["fixed"]) == (["notes"], True)
+        assert "start it with the folder" in error_of(client.post("/v1/kb", json={"name": "other"}), 403)
+        assert "by hand" in error_of(client.delete("/v1/kb/notes"), 403)
 
 
 def test_until_the_model_is_loaded_everything_waits(loading: Running) -> None:

@@ -7,6 +7,7 @@ const FIRST = "documents"; // what a visitor's first knowledge base is called, u
 const PAGE = 50; // documents shown at a time
 
 let bases = [];
+let fixed = false; // none can be made or deleted
 let chosen = null;
 let filling = null;
 let changed = () => {};
@@ -44,7 +45,7 @@ export function startBases(onChange) {
 /** Ask the server again for what there is. */
 export async function refreshBases(choose = chosen) {
   try {
-    bases = (await request("GET", "v1/kb")).data;
+    ({ data: bases, fixed } = await request("GET", "v1/kb"));
   } catch (error) {
     report(errorNote(error, () => refreshBases(choose)));
     return;
@@ -75,10 +76,14 @@ function show(name) {
   const hadFocus = byId("bases").contains(document.activeElement);
   byId("bases").replaceChildren(...items);
   if (hadFocus) byId("bases").querySelector("[aria-current=true]")?.focus();
-  byId("bases-none").hidden = bases.length > 0;
+  byId("bases-none").hidden = bases.length > 0 || fixed;
+  byId("bases-off").hidden = bases.length > 0 || !fixed;
+  byId("bases-only").hidden = !bases.length || !fixed;
+  byId("base-make").hidden = fixed;
+  byId("base").hidden = fixed && !base;
   byId("base-title").textContent = base ? base.name : "Add documents";
   byId("base-figures").textContent = base ? (base.problem ?? `${figures(base)} · key-values as ${base.codec}`) : "";
-  byId("base-delete").hidden = !base;
+  byId("base-delete").hidden = !base || fixed;
   byId("contents").hidden = !base?.documents;
   changed(bases, base ?? null);
 }

@@ -42,8 +42,9 @@ BaseName = Annotated[str, Path(description="Of a knowledge base: a-z, 0-9, _ and
 async def list_bases(service: ServiceDep) -> BaseList:
     """All knowledge bases of this server, by name."""
     if service.bases is None and service.state != "loading":
-        return BaseList(data=[])
-    return BaseList(data=[_info(facts) for facts in await bases_of(service).all_facts()])
+        return BaseList(data=[], fixed=True)
+    bases = bases_of(service)
+    return BaseList(data=[_info(facts) for facts in await bases.all_facts()], fixed=bases.single is not None)
 
 
 @router.post("/v1/kb", status_code=201)

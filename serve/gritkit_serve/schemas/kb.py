@@ -249,6 +249,9 @@ class BaseList(Reply):
 
     object: Literal["list"] = "list"
     data: list[BaseInfo]
+    fixed: bool = Field(
+        description="Whether none can be made or deleted: the server was started with one alone, or without any."
+    )
 
 
 class Deleted(Reply):

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from tests.models import grit_model
-from tests.serve.page.browsing import BEAVERS, Visits, ask, drop, go
+from tests.serve.page.browsing import BEAVERS, Visits, ask, drop, go, page_server
 from tests.serve.serving import Running, serving
 
 pytestmark = pytest.mark.slow
@@ -138,10 +139,22 @@ def test_what_the_server_refuses_is_said_in_its_words(filled: Running, visit: Vi
 
 
 def test_a_server_without_knowledge_bases_says_so(visit: Visits) -> None:
-    visit.expect("status of 4")
     with serving(grit_model("qwen3", prompt_format="grit")) as running:
         page = visit(running.url + "#documents")
-        page.wait_for_selector(".dot.good")
+        page.wait_for_selector("#bases-off:visible")
+        assert "--kb" in page.inner_text("#bases-off")
+        for offer in ("#bases-none", "#bases-only", "#base-make", "#drop", "#paste", "#base-delete", "#ask-form"):
+            assert page.is_hidden(offer), offer
+
+
+def test_a_server_of_one_base_offers_to_fill_it_alone(tmp_path: Path, visit: Visits) -> None:
+    with page_server(tmp_path) as several, several.client() as client:
+        client.post("/v1/kb", json={"name": "animals"}).raise_for_status()
+    with page_server(tmp_path / "animals") as running:
+        page = visit(running.url + "#documents")
+        page.wait_for_selector("#bases-only:visible")
+        for offer in ("#bases-none", "#bases-off", "#base-make", "#base-delete"):
+            assert page.is_hidden(offer), offer
         drop(page, ("beavers.txt", BEAVERS))
-        page.wait_for_selector("#report .note")
-        assert "--kb" in page.inner_text("#report")
+        page.wait_for_selector("#report .good")
+        assert page.inner_text("#bases li").startswith("animals\n1 document · ")
