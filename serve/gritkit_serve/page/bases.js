@@ -152,7 +152,10 @@ async function addText() {
   if (added) byId("paste-form").reset();
 }
 
-/** Send documents and watch them being read; true when none failed. */
+/**
+ * Send documents and watch them being read; true when none failed. The server tells of documents that are done, so
+ * until the first ones are, the bar shows that it works and not how far it has come.
+ */
 async function add(body, what) {
   if (filling) {
     report(errorNote(new Error("Documents are being read already: wait until they are, or stop that.")));
@@ -167,6 +170,7 @@ async function add(body, what) {
     const events = stream(path(name, "/documents?stream=true"), body, { signal: filling.signal });
     for await (const { data } of events) {
       if (data.documents_total === undefined) done = data;
+      else if (!data.documents_done) progress(`Reading ${counted(data.documents_total, "document")}…`);
       else progress(`Read ${data.documents_done} of ${counted(data.documents_total, "document")}`, data);
     }
     await refreshBases(name);

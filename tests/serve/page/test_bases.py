@@ -51,19 +51,33 @@ def test_a_badge_tells_cached_key_values_from_computed_ones(filled: Running, vis
     assert page.locator("#answers article").count() == 2
 
 
+WATCH_PROGRESS = """() => {
+    window.seen = [];
+    const [text, bar] = ["indexing-text", "indexing-bar"].map((id) => document.getElementById(id));
+    new MutationObserver(() => seen.push([text.textContent, bar.position]))
+        .observe(document.getElementById("indexing"), { subtree: true, childList: true, characterData: true });
+}"""
+"""Keeps what is said and how far the bar is, -1 where it only moves."""
+
+
+def test_a_single_document_is_being_read_until_it_is(empty: Running, visit: Visits) -> None:
+    page = visit(empty.url + "#documents")
+    page.wait_for_selector(".dot.good")
+    page.evaluate(WATCH_PROGRESS)
+    drop(page, ("beavers.txt", BEAVERS))
+    page.wait_for_selector("#report .good")
+    assert page.evaluate("seen") == [["Sending 1 file…", -1], ["Reading 1 document…", -1], ["Read 1 of 1 document", 1]]
+
+
 def test_indexing_shows_its_progress_and_what_was_not_taken(empty: Running, visit: Visits) -> None:
     page = visit(empty.url + "#documents")
     page.wait_for_selector(".dot.good")
-    page.evaluate("""() => {
-        window.seen = [];
-        new MutationObserver(() => seen.push(document.getElementById("indexing-text").textContent))
-            .observe(document.getElementById("indexing"), { subtree: true, childList: true, characterData: true });
-    }""")
+    page.evaluate(WATCH_PROGRESS)
     drop(page, ("good.txt", "One text."), ("empty.txt", " "), ("other.txt", "Another text."))
     page.wait_for_selector("#report .note")
     seen = page.evaluate("seen")
-    assert seen[0] == "Sending 3 files…"
-    assert seen[-1] == "Read 3 of 3 documents"
+    assert seen[0] == ["Sending 3 files…", -1]
+    assert seen[-1] == ["Read 3 of 3 documents", 1]
     assert page.inner_text("#report p") == "Done: 2 added, 1 not taken."
     assert page.inner_text("#report li").startswith("empty.txt: ")
     assert page.is_hidden("#indexing")
