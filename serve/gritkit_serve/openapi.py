@@ -46,7 +46,8 @@ def _corrected(document: dict[str, Any]) -> dict[str, Any]:
             responses = operation["responses"]
             responses.pop("422", None)
             for status, stated in ERRORS.items():
-                described = {"description": stated["description"], "content": {"application/json": {"schema": _REF}}}
+                description = responses.get(str(status), stated)["description"]  # a route's own, if it has one
+                described = {"description": description, "content": {"application/json": {"schema": _REF}}}
                 responses[str(status)] = described | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
             operation["security"] = _WITH_A_KEY_OR_NONE
     components = document["components"]

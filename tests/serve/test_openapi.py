@@ -78,13 +78,25 @@ def test_the_document_is_valid_and_served(fuzzed: Running) -> None:
 def test_every_route_says_how_it_can_fail() -> None:
     for path in DOCUMENT["paths"].values():
         for operation in path.values():
-            assert {"400", "401", "404", "413", "429", "503"} <= set(operation["responses"])
+            assert {"400", "401", "404", "413", "429", "431", "503"} <= set(operation["responses"])
             assert "422" not in operation["responses"]
             for status in ("429", "503"):
                 assert "Retry-After" in operation["responses"][status]["headers"]
             assert operation["summary"]
             assert operation["security"] == [{"bearer": []}, {"header": []}, {}]
     assert "HTTPValidationError" not in DOCUMENT["components"]["schemas"]
+
+
+def test_what_only_knowledge_bases_answer_stands_with_them() -> None:
+    fixed = []
+    for path, item in DOCUMENT["paths"].items():
+        for method, operation in item.items():
+            responses = operation["responses"]
+            assert ({"409", "501", "502", "507"} <= set(responses)) == path.startswith("/v1/kb")
+            if "makes and deletes none" in responses["403"]["description"]:
+                fixed.append((method, path))
+    assert fixed == [("post", "/v1/kb"), ("delete", "/v1/kb/{name}")]
+    assert {"409", "501"} <= set(DOCUMENT["paths"]["/v1/chat/completions"]["post"]["responses"])  # with kb
 
 
 def test_every_reference_leads_somewhere() -> None:

@@ -47,13 +47,15 @@ from gritkit_serve.schemas.chat import (
     TextFormat,
     TopLogprob,
 )
-from gritkit_serve.schemas.kb import ChatSources
+from gritkit_serve.schemas.kb import KB_ERRORS, ChatSources
 from gritkit_serve.service import CallDep, Service, ServiceDep
 
 router = APIRouter(tags=["OpenAI"])
 
+_RESPONSES = streams_too(ChatCompletion, ChatChunk) | {status: KB_ERRORS[status] for status in (409, 501)}
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=streams_too(ChatCompletion, ChatChunk))
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=_RESPONSES)
 async def chat_completions(body: ChatRequest, service: ServiceDep, call: CallDep) -> Response:
     """The assistant's answers to a conversation, whole or as events."""
     body.check(service.settings)

@@ -19,6 +19,7 @@ from gritkit_serve.routes.answers import Answers, finish_reason
 from gritkit_serve.routes.replies import json_reply, streams_too
 from gritkit_serve.routes.sse import DONE, Events, EventStream, event
 from gritkit_serve.schemas.kb import (
+    FIXED,
     KB_ERRORS,
     AskReply,
     AskRequest,
@@ -47,7 +48,7 @@ async def list_bases(service: ServiceDep) -> BaseList:
     return BaseList(data=[_info(facts) for facts in await bases.all_facts()], fixed=bases.single is not None)
 
 
-@router.post("/v1/kb", status_code=201)
+@router.post("/v1/kb", status_code=201, responses=FIXED)
 async def create_base(body: NewBase, service: ServiceDep) -> BaseInfo:
     """Make a knowledge base."""
     bases = bases_of(service)
@@ -67,7 +68,7 @@ async def look_at_base(name: BaseName, service: ServiceDep) -> BaseInfo:
     return _info(await bases_of(service).facts(name))
 
 
-@router.delete("/v1/kb/{name}")
+@router.delete("/v1/kb/{name}", responses=FIXED)
 async def delete_base(name: BaseName, service: ServiceDep) -> Deleted:
     """Remove a knowledge base with everything in it."""
     await bases_of(service).delete(name)

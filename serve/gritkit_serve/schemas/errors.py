@@ -34,6 +34,7 @@ _REASONS = {
     413: "The body is too large.",
     415: "The body is not JSON.",
     429: "Too much is waiting already; come again after Retry-After.",
+    431: "The headers are too large.",
     500: "A failure of the server; its log has it under the request's id.",
     503: "The server is starting, draining or restarting its engine; come again after Retry-After.",
     504: "The request took too long and was cancelled.",

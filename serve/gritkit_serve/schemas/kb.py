@@ -217,9 +217,18 @@ def given(**fields: Any) -> dict[str, Any]:
 KB_ERRORS: dict[int | str, dict[str, Any]] = {
     **ERRORS,
     409: {"model": ErrorResponse, "description": "It is there already, in use by another process, or unusable."},
+    501: {"model": ErrorResponse, "description": "The server lacks a package for this; the message names it."},
+    502: {"model": ErrorResponse, "description": "The replica that worked on this change has ended; send it again."},
     507: {"model": ErrorResponse, "description": "The server's disk refuses."},
 }
 """For ``responses=`` of a route."""
+FIXED: dict[int | str, dict[str, Any]] = {
+    403: {
+        "model": ErrorResponse,
+        "description": f"{ERRORS[403]['description']} Started with a single knowledge base, it makes and deletes none.",
+    }
+}
+"""The same of a route that makes or deletes knowledge bases."""
 
 
 class BaseInfo(Reply):
