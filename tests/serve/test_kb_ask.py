@@ -141,7 +141,8 @@ def test_sources_are_shown_while_the_answer_waits_for_a_slot(tmp_path: Path) -> 
             names = (name for name, _ in events(first.iter_lines()))
             assert [next(names), next(names)] == ["sources", "delta"]
             with other.stream("POST", "/v1/kb/a/ask", json=request) as second:
-                assert next(events(second.iter_lines()))[0] == "sources"
+                said = events(second.iter_lines())  # held: let go, it would end the connection
+                assert next(said)[0] == "sources"
                 load = server.service.engine.load
                 assert until(lambda: (load().running, load().waiting) == (1, 1), PATIENCE_S)  # the first one's slot
 
