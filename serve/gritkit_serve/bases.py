@@ -161,7 +161,7 @@ class Bases:
         Raises:
             NotFoundError: where there is none of that name. ConflictError: for one that cannot be used now.
         """
-        return await self._engine.call(lambda: self._with(name, work))
+        return await self._engine.call(lambda: self._with(name, work), kind="bases")
 
     def writer(self, name: str) -> Writer:
         """A place among those who change a base, to be closed.
@@ -184,7 +184,7 @@ class Bases:
             ConflictError: where one of that name is there, or too many are. InputError: for an option that is none.
         """
         await self._to_the_end(
-            asyncio.ensure_future(self._engine.call(lambda: self._create(name, instruction, options)))
+            asyncio.ensure_future(self._engine.call(lambda: self._create(name, instruction, options), kind="bases"))
         )
 
     async def delete(self, name: str) -> None:
@@ -203,7 +203,7 @@ class Bases:
 
     async def facts(self, name: str) -> Facts:
         """Raises NotFoundError where there is none of that name."""
-        return await self._engine.call(lambda: self._facts(name))
+        return await self._engine.call(lambda: self._facts(name), kind="bases")
 
     async def all_facts(self) -> list[Facts]:
         """Of every base, by name."""
@@ -219,7 +219,7 @@ class Bases:
                     found.append(self._facts(name))
             return found
 
-        return await self._engine.call(look)
+        return await self._engine.call(look, kind="bases")
 
     def counts(self) -> Counter[str]:
         """Reads of key-values so far, by tier. They never fall."""
@@ -244,7 +244,7 @@ class Bases:
             turns.lock.release()
             self._forget(name, turns)
 
-        task = asyncio.ensure_future(self._engine.call(work))
+        task = asyncio.ensure_future(self._engine.call(work, kind="bases"))
         task.add_done_callback(done)
         return await self._to_the_end(task)
 

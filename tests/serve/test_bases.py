@@ -341,6 +341,24 @@ def test_one_that_is_in_use_for_too_long_stays(run: Callable[..., Any], monkeypa
     run(test)
 
 
+def test_bases_that_are_at_work_hold_up_nobody_who_needs_none(run: Callable[..., Any], engine: Engine) -> None:
+    """Tokenising has threads of its own."""
+
+    async def test(bases: Bases) -> None:
+        await bases.create("a")
+        go_on = threading.Event()
+        held = [
+            asyncio.ensure_future(bases.read("a", lambda rag: go_on.wait(PATIENCE_S)))
+            for _ in range(engine.limits.base_workers + engine.limits.workers)
+        ]
+        await reached(lambda: engine.load().calls == len(held))
+        assert await engine.call(lambda: 7) == 7
+        go_on.set()
+        assert await asyncio.gather(*held) == [True] * len(held)
+
+    run(test)
+
+
 # -- deleting beside others --------------------------------------------------------------------------------------------
 
 
