@@ -216,8 +216,6 @@ def _adapters(given: list[str], called: str) -> dict[str, Path]:
             raise typer.BadParameter(
                 f"--adapter {name!r} is called like the model: give it another name, or the model by --model-name"
             )
-        if "." in name:  # it becomes the name of a module
-            raise typer.BadParameter(f"--adapter {name!r} may have no '.': call it {name.replace('.', '-')!r}")
         if not resolve(folder).is_dir():
             raise InputError(f"--adapter {name}: there is no folder {folder}")
         adapters[name] = resolve(folder)

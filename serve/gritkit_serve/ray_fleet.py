@@ -30,7 +30,7 @@ from gritkit_serve.placement import ranked
 
 T = TypeVar("T")
 
-REPEATABLE = re.compile(r"/v1/(chat/completions|completions|embeddings|rerank)|/tokenize|/v1/kb/[^/]+/(search|ask)")
+REPEATABLE = re.compile(r"/v1/((chat/)?completions|embeddings|rerank|kb/[^/]+/(search|ask))|/(de)?tokenize")
 """What a POST to does not change anything."""
 _FEW = 8
 """Requests that a replica may always have, whatever the others have: half of an engine's slots."""

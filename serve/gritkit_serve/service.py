@@ -97,14 +97,14 @@ class Service:
             self.bases.close()
 
 
-def current_service(request: Request) -> Service:
-    """The dependency behind ``ServiceDep``."""
+async def current_service(request: Request) -> Service:
+    """The dependency behind ``ServiceDep``; were it no coroutine, each request would wait for a thread."""
     service: Service = request.app.state.service
     return service
 
 
-def current_call(request: Request) -> Call:
-    """The dependency behind ``CallDep``."""
+async def current_call(request: Request) -> Call:
+    """The dependency behind ``CallDep``, a coroutine too."""
     call: Call = request.scope["state"]["call"]
     return call
 

@@ -209,7 +209,6 @@ def test_an_open_address_without_a_key_is_refused(model_folder: Path) -> None:
         (("m", "--adapter", "x=nowhere"), 1, "--adapter x: there is no folder nowhere"),
         (("m", "--adapter", "m=."), 2, "--adapter 'm' is called like the model: give it another name"),
         (("m", "--model-name", "x", "--adapter", "x=."), 2, "--adapter 'x' is called like the model"),
-        (("m", "--adapter", "v1.0=."), 2, "--adapter 'v1.0' may have no '.': call it 'v1-0'"),
         (("m", "-m", "other"), 2, "two models, MODEL 'm' and -m 'other': give one of them"),
         (("m", "--allow-origin", "*"), 1, "lets any web page use this server"),
         (("m", "--allow-origin", "example.org"), 1, "must be like https://example.org"),

@@ -19,7 +19,8 @@ pytest.importorskip("fastapi")
 pytest.importorskip("lancedb")
 
 from gritkit.errors import GritkitError, InputError
-from gritkit_serve.ray_fleet import Fleet, Forwarded, LogEntry, LostError, Moved, Notice
+from gritkit_serve.app import create_app
+from gritkit_serve.ray_fleet import REPEATABLE, Fleet, Forwarded, LogEntry, LostError, Moved, Notice
 from gritkit_serve.ray_front import merged
 from gritkit_serve.ray_replica import Plan
 from gritkit_serve.service import Service
@@ -415,3 +416,10 @@ def _question(server: Replicated) -> Any:
     assert bases is not None
     coroutine = bases.read("a", lambda rag: rag.find(ASKED[0], top_k=1))
     return asyncio.run_coroutine_threadsafe(coroutine, server.loop).result(PATIENCE_S)
+
+
+def test_what_changes_nothing_is_repeated() -> None:
+    """Of all routes: a replica that is lost at another one leaves open what it has done."""
+    paths: Any = create_app(Service("tiny")).openapi()["paths"]
+    changing = {path for path, operations in paths.items() if "post" in operations and not REPEATABLE.fullmatch(path)}
+    assert changing == {"/v1/kb", "/v1/kb/{name}/documents"}

@@ -25,11 +25,13 @@ class Adapters:
 
     def __init__(self, model: GritModel, folders: Mapping[str, Path]) -> None:
         self.names = tuple(folders)
+        self._called = {name: f"adapter_{number}" for number, name in enumerate(folders)}
+        """What PEFT calls them: names of modules, which clients' names need not be."""
         self.active: str | None = None
         self._peft: Any = None
         if folders:
             _ = model.fingerprint  # of the plain weights, under the names that they have without adapters
-            self._peft = _load(model, folders)
+            self._peft = _load(model, {self._called[name]: folder for name, folder in folders.items()})
             self._peft.base_model.disable_adapter_layers()
 
     def check(self, name: str | None) -> None:
@@ -46,7 +48,7 @@ class Adapters:
         else:
             if self.active is None:
                 self._peft.base_model.enable_adapter_layers()
-            self._peft.base_model.set_adapter(name)
+            self._peft.base_model.set_adapter(self._called[name])
         self.active = name
 
 
