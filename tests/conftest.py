@@ -21,8 +21,10 @@ os.environ["GRITKIT_HOME"] = tempfile.mkdtemp(prefix="gritkit-tests-")  # nothin
 
 import pytest
 import torch
+from tqdm.std import TqdmDefaultWriteLock
 
 torch.set_num_threads(1)
+TqdmDefaultWriteLock.mp_lock = None  # else of all forks together: a child that is killed with it keeps it for good
 atexit.register(shutil.rmtree, os.environ["GRITKIT_HOME"], ignore_errors=True)
 
 
