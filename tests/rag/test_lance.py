@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +136,28 @@ def test_what_a_killed_scan_held_is_let_go_after_a_day(store: LanceStore) -> Non
         store._table.tags.create(name, store._table.version)
     store.optimize()
     assert sorted(store._table.tags.list()) == ["mine", f"scan-{now}-running"]
+
+
+def test_a_scan_that_ends_while_tags_are_listed_is_no_failure(
+    store: LanceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LanceDB lists their files, then reads each: one may be gone by then."""
+    store.replace(rows("a"))
+    store._table.tags.create("scan-1-other", store._table.version)
+    (tag,) = (Path(store._where) / f"{store._table.name}.lance" / "_refs" / "tags").iterdir()
+    tags = type(store._table.tags)
+    lists, listed = tags.list, []
+
+    def lists_late(self: Any) -> Any:
+        listed.append(1)
+        if len(listed) == 1:
+            raise RuntimeError(f"lance error: Not found: {str(tag)[1:]}, local.rs:273:40")  # as it says it
+        return lists(self)
+
+    monkeypatch.setattr(tags, "list", lists_late)
+    store.optimize()
+    assert len(listed) == 2
+    assert lists(store._table.tags) == {}  # a day is over for that one
 
 
 def test_a_file_in_the_way_is_an_error_of_one_line(tmp_path: Path) -> None:
