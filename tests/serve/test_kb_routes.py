@@ -459,10 +459,16 @@ def test_clients_at_once_lose_nothing(client: httpx.Client, server: Running) -> 
 
 
 def test_what_was_done_is_counted(client: httpx.Client) -> None:
-    metrics = client.get("/metrics").text
-    for line in ('gritkit_kb_documents_total{outcome="added"}', 'gritkit_kb_searches_total{by="dense"}'):
-        (found,) = [one for one in metrics.splitlines() if one.startswith(line)]
-        assert float(found.rsplit(" ", 1)[1]) > 0
+    def counted() -> list[float]:
+        lines = client.get("/metrics").text.splitlines()
+        names = ('gritkit_kb_documents_total{outcome="added"}', 'gritkit_kb_searches_total{by="dense"}')
+        return [sum(float(one.rsplit(" ", 1)[1]) for one in lines if one.startswith(name)) for name in names]
+
+    added, searches = counted()
+    filled(client, "eight", [{"id": "a", "text": "one text"}, {"id": "b", "text": "another"}])
+    assert client.post("/v1/kb/eight/search", json={"query": "text"}).status_code == 200
+    assert counted() == [added + 2, searches + 1]
+    client.delete("/v1/kb/eight")
 
 
 def test_a_document_of_the_library_is_the_same_document(client: httpx.Client, folder: Path) -> None:
