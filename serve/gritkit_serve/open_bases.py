@@ -136,12 +136,10 @@ class OpenBases:
             if name in self._barred:
                 raise GoneError
             self._barred.add(name)
-            one = self._opened.get(name)
-            free = self._changed.wait_for(lambda: name not in self._opening and not (one and one.users), wait_s)
-            if free:
-                self._opened.pop(name, None)
+            free = self._changed.wait_for(lambda: not self._in_use(name), wait_s)
+            one = self._opened.pop(name, None) if free else None
         try:
-            if free and one is not None:
+            if one is not None:
                 self._close(one)
             yield free
         finally:
@@ -224,6 +222,11 @@ class OpenBases:
     def _hold(self, one: _Open) -> _Open:
         one.users += 1
         return one
+
+    def _in_use(self, name: str) -> bool:
+        """Whether somebody opens it, or uses the one that is open."""
+        one = self._opened.get(name)
+        return name in self._opening or (one is not None and one.users > 0)
 
     def _dropped(self, name: str) -> _Open | None:
         """Want one no longer. Returns it where nobody uses it, to be closed."""

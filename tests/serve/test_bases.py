@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -402,6 +403,16 @@ def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, 
     go_on.set()
 
 
+def made_before(held_up: Any, folder: Path, model: GritModel, *names: str) -> None:
+    """Bases that nobody holds up yet."""
+    begun, go_on = held_up
+    go_on.set()
+    for name in names:
+        Rag.open(folder / name, model).close()
+    begun.clear()
+    go_on.clear()
+
+
 async def reached(condition: Callable[[], bool]) -> None:
     assert await asyncio.to_thread(until, condition, PATIENCE_S)
 
@@ -488,10 +499,7 @@ def test_one_that_is_opened_for_too_long_stays(
     run: Callable[..., Any], tmp_path: Path, model: GritModel, held_up: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = held_up
-    go_on.set()
-    Rag.open(tmp_path / "kbs" / "slow", model).close()
-    begun.clear()
-    go_on.clear()
+    made_before(held_up, tmp_path / "kbs", model, "slow")
     monkeypatch.setattr(module, "_PATIENCE_S", 0.05)
 
     async def test(bases: Bases) -> None:
@@ -511,11 +519,7 @@ def test_one_that_takes_long_to_open_is_in_no_others_way(
     run: Callable[..., Any], tmp_path: Path, model: GritModel, held_up: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = held_up
-    go_on.set()
-    for name in ("slow", "idle", "used"):
-        Rag.open(tmp_path / "kbs" / name, model).close()
-    begun.clear()
-    go_on.clear()
+    made_before(held_up, tmp_path / "kbs", model, "slow", "idle", "used")
     monkeypatch.setattr(module, "_PATIENCE_S", 0.05)
 
     async def test(bases: Bases) -> None:
@@ -558,6 +562,23 @@ def test_one_that_is_read_while_it_is_made_is_open_once(run: Callable[..., Any],
             await bases.create("new")
         assert await bases.read("new", lambda rag: len(rag)) == 0
         assert list(bases._open._opened) == ["new"]
+
+    run(test)
+
+
+def test_one_that_is_closed_while_its_deletion_waits_counts_once(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rag, "counts", Counter(memory=3))
+
+    async def test(bases: Bases) -> None:
+        await bases.create("a")
+        with bases._open.opening("a"):  # as if another process had just made it anew
+            deleting = asyncio.ensure_future(bases.delete("a"))
+            await reached(lambda: "a" in bases._open._barred)
+            bases._open.close()
+        await deleting
+        assert bases.counts() == Counter(memory=3)
 
     run(test)
 
