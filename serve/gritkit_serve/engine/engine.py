@@ -219,8 +219,7 @@ class Engine:
         caller = Caller(adapter)
         with self._wake:
             self._check_serving()
-            if self._workers.unfinished(kind) >= self.limits.waiting_calls:
-                waiting = self._workers.unfinished(kind)
+            if (waiting := self._workers.unfinished(kind)) >= self.limits.waiting_calls:
                 raise Overloaded(f"{waiting} calls are waiting for a thread", self._retry_after_s())
             future = self._workers.submit(kind, caller, function)  # before stop() can take the threads away
         future.add_done_callback(lambda _: self._call_done(kind))

@@ -6,7 +6,8 @@
 
 Each kind has threads of its own: a flood of long work must not stand before what everybody needs. All of them compute
 on one core. OpenMP gives every thread that asks for more a team of its own, and where the teams have more threads than
-there are cores they sleep between two products instead of waiting for the next: passes took twice as long.
+there are cores they sleep between two operations instead of waiting for the next: on two cores a small one took 50 us
+alone and 330 us beside another team.
 
 This module knows nothing about models or what the code does.
 """
